@@ -85,7 +85,7 @@ def _bounds(name, b):
     if name == "angle" and hi - lo > 360: raise ValueError(f"angle must cover at most the full circle (angle=180), got ({lo:g}, {hi:g})")
     return lo, hi
 
-# %% ../nbs/02_affine.ipynb #7a4a9db6
+# %% ../nbs/02_affine.ipynb #6bf88bc5
 class PoseSpace:
     "Named, bounded poses. Each bound is a number, a pair (lowest, highest), or None: that parameter stays at the identity."
 
@@ -138,7 +138,7 @@ class PoseSpace:
         pose: Tensor,  # (..., D)
         size: tuple[int, int] = (1, 1),  # (H, W) of the images; only its ratio counts, and only for shifts
     ) -> Tensor:  # (..., 3, 3)
-        "The motion $A = T R\\,\\mathrm{Shear}\\,\\mathrm{Scale}$ of each pose; differentiable."
+        r"The motion $A = T R\,\mathrm{Shear}\,\mathrm{Scale}$ of each pose; differentiable."
         if pose.shape[-1] != len(self):
             raise ValueError(f"pose must have {len(self)} columns, {', '.join(self.names)}, got the shape {tuple(pose.shape)}")
         zero, one = torch.zeros_like(pose[..., 0]), torch.ones_like(pose[..., 0])

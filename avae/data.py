@@ -28,7 +28,7 @@ def pad_to(
     top, left = (size - h)//2, (size - w)//2
     return F.pad(x, (left, size - w - left, top, size - h - top), value=fill)
 
-# %% ../nbs/01_data.ipynb #23d7a063
+# %% ../nbs/01_data.ipynb #e2547111
 class Images(NamedTuple):
     "Images and what they show."
     images: Tensor  # (N, C, H, W) float in [0, 1]

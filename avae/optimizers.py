@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .affine import PoseSpace
 
-# %% ../nbs/04_optimizers.ipynb #b8a627f7
+# %% ../nbs/04_optimizers.ipynb #5e32dd3a
 class SearchResult(NamedTuple):
     "The best pose of each of N images, and all that were tried."
     pose: Tensor  # (N, D)
@@ -49,7 +49,7 @@ def scan(
     tried = points.to(x).expand(len(x), -1, -1)
     return best_of(tried, energy(x, tried), budget)
 
-# %% ../nbs/04_optimizers.ipynb #98af817e
+# %% ../nbs/04_optimizers.ipynb #6747c41c
 def value_and_grad(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats, differentiable
     poses: PoseSpace,
@@ -60,7 +60,7 @@ def value_and_grad(
     "Energy and its gradient at each start; three passes each."
     rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(u.shape[1]), u.detach().flatten(0, 1)
     values, grads = [], []
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # gradients are needed even where the caller wants none
         for i, v in zip(rows.split(chunk), flat.split(chunk)):
             v = v.clone().requires_grad_()
             e = energy(x[i], poses.from_unit(v)[:, None])[:, 0]

@@ -36,7 +36,7 @@ def split_valid(
     idx = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[idx[valid:]], images[idx[:valid]]
 
-# %% ../nbs/05_training.ipynb #92a2e0bf
+# %% ../nbs/05_training.ipynb #7aa9f46e
 class Epoch(NamedTuple):
     "One line of a training history, in nats per image."
     epoch: int  # from 1

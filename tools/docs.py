@@ -1,0 +1,122 @@
+"""Build the site of the notebooks in _docs/ without Quarto: nbdev processes them, smalldocs renders them.
+
+    python tools/docs.py              # then open _docs/index.html
+    python tools/docs.py --strict     # fail where KaTeX cannot be put beside the pages
+
+Exits with 1 on a link, anchor or picture that leads nowhere, and on anything that a page would load from another host.
+With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml.
+"""
+import re, shutil, subprocess, sys, tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlparse
+from execnb.nbio import read_nb, write_nb
+from nbdev.config import get_config
+from nbdev.doclinks import NbdevLookup, _nbpath2html
+from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
+KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
+NOISE = 'is ignored', 'is not built', 'output-file is not read'      # warnings that mean nothing here
+
+def api(text):
+    "What show_doc wrote, with classes called classes, and without the signature that it makes up for a NamedTuple"
+    text = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n*', '', text)
+    return re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
+
+def adapt(proc):
+    "Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too"
+    names = {p.name: _nbpath2html(p).with_suffix('.ipynb').name for p in proc.glob('*.ipynb')}
+    if len(set(names.values())) < len(names): sys.exit(f'two notebooks would share a page: {names}')
+    name = re.compile(rf"(?<![\w/.-])(nbs/|\./)?({'|'.join(map(re.escape, names))})\b")
+    new = lambda s: name.sub(lambda m: names[m[2]], s)
+    for old, page in names.items():
+        nb = read_nb(proc/old)
+        for c in nb.cells:
+            if c.cell_type == 'raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
+            if c.cell_type == 'markdown':
+                c.source = re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), c.source)
+            for o in c.get('outputs', []):
+                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = api(''.join(md))
+        (proc/old).unlink()
+        write_nb(nb, proc/page)
+    sidebar = proc/'sidebar.yml'
+    sidebar.write_text(new(sidebar.read_text()))
+
+def vendor_katex(docs):
+    "Put KaTeX beside the pages, so that formulas show without a network; False where npm does not give it"
+    with TemporaryDirectory() as tmp:
+        get = ['npm', 'pack', '--silent', '--cache', f'{tmp}/cache', KATEX]
+        try: subprocess.run(get, cwd=tmp, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as e:
+            print(f'npm does not give {KATEX} ({e}): formulas will show only with a network', file=sys.stderr)
+            return False
+        with tarfile.open(next(Path(tmp).glob('*.tgz'))) as f: f.extractall(tmp, filter='data')
+        src, dst = Path(tmp)/'package'/'dist', docs/'site_libs'/'katex'
+        shutil.copytree(src/'fonts', dst/'fonts', ignore=shutil.ignore_patterns('*.ttf', '*.woff'))
+        (dst/'contrib').mkdir()
+        for n in 'katex.min.js', 'katex.min.css', 'contrib/auto-render.min.js': shutil.copy(src/n, dst/n)
+    return True
+
+def localize(docs, site, katex):
+    "Make links to our own published site, and to KaTeX where it is at hand, relative; leave out the theme's web fonts"
+    for p in docs.rglob('*.html'):
+        up = '../' * (len(p.relative_to(docs).parts) - 1)
+        text = re.sub(rf'(<a\b[^>]*?href="){re.escape(site)}/?', lambda m: m[1] + (up or './'), p.read_text())
+        p.write_text(text.replace(KATEX_CDN, f'{up}site_libs/katex') if katex else text)
+    for p in docs.rglob('*.css'): p.write_text(re.sub(r'@import url\("?https:[^)]*\);', '', p.read_text()))
+
+class Page(HTMLParser):
+    "The ids of a page, the `links` a reader may follow and the `assets` a browser loads"
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.assets = set(), set(), set()
+        self.feed(path.read_text())
+    def handle_starttag(self, tag, attrs):
+        d = dict(attrs)
+        self.ids.add(d.get('id'))
+        to = self.links if tag == 'a' or d.get('rel') in ('canonical', 'alternate') else self.assets
+        to.update(d[k] for k in ('href', 'src', 'poster', 'data') if d.get(k))
+
+def faults(docs):
+    "Links, anchors and pictures that lead nowhere, and what is loaded from another host"
+    docs = docs.resolve()
+    pages = {p: Page(p) for p in docs.rglob('*.html')}
+    for p, page in pages.items():
+        for ref in page.links | page.assets:
+            u = urlparse(ref)
+            if u.scheme in ('data', 'mailto'): continue
+            if u.scheme or u.netloc:
+                if ref in page.assets: yield f'{p.relative_to(docs)}: loads {ref}'
+                continue
+            to = (p.parent/unquote(u.path)).resolve() if u.path else p
+            if to.is_dir(): to = to/'index.html'
+            if not to.exists() or u.fragment and to in pages and unquote(u.fragment) not in pages[to].ids:
+                yield f'{p.relative_to(docs)}: broken link {ref}'
+    for p in docs.rglob('*.css'):
+        for ref in re.findall(r'''(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)''', p.read_text()):
+            yield f'{p.relative_to(docs)}: loads {ref}'
+
+def main():
+    cfg = get_config()
+    if cfg.lib_name not in NbdevLookup().entries: sys.exit(f'{cfg.lib_name} is not installed: pip install -e ".[dev]"')
+    docs, proc = cfg.doc_path, cfg.config_path/'_proc'
+    for p in docs, proc: shutil.rmtree(p, ignore_errors=True)
+    refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
+    nbdev_sidebar.__wrapped__()          # nbs/sidebar.yml from the notebooks
+    proc_nbs(n_workers=2)                # show_doc, links of names in backticks, hidden cells -> _proc/
+    adapt(proc)
+    r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', proc], capture_output=True, text=True)
+    if r.returncode: sys.exit(r.stdout + r.stderr)
+    said = [line for line in (r.stdout + r.stderr).splitlines() if not any(n in line for n in NOISE)]
+    shutil.move(proc/docs.name, docs)
+    katex = vendor_katex(docs)
+    localize(docs, cfg.doc_host + cfg.doc_baseurl, katex)
+    bad = [s for s in said if s.startswith('warning')]
+    bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
+    print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')
+    sys.exit(bool(bad) or '--strict' in sys.argv and not katex)
+
+if __name__ == '__main__': main()
