@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 from .core import check_images
 
-# %% ../nbs/02_affine.ipynb #46caa2eb
-MODES = ("bilinear", "bicubic", "nearest")
+# %% ../nbs/02_affine.ipynb #2e567356
+MODES = ("bilinear", "bicubic", "soft", "nearest")
 
 def resample(
     x: Tensor,  # (N, C, H, W)
     source: Tensor,  # (N, 3, 3), where each point of the result lies in `x`
     fill: float | Tensor = 0.0,  # background outside the canvas, a number or (C,)
-    mode: str = "bilinear",  # "bilinear", "bicubic" (kept within the range of `x`) or "nearest"
+    mode: str = "bilinear",  # one of `MODES`
 ) -> Tensor:  # (N, C, H, W), y(p) = x(source p)
     "Look up every pixel of the result at `source` of its place."
     if mode not in MODES: raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -30,18 +30,20 @@ def resample(
     theta = (source * to_iso / to_iso[:, None])[:, :2]
     fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
     grid = F.affine_grid(theta, x.shape, align_corners=False)
-    y = F.grid_sample(x - fill, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
-    if mode == "bicubic": y = _within(y, x, fill)
+    look = lambda how: F.grid_sample(x - fill, grid, mode=how, padding_mode="zeros", align_corners=False) + fill
+    y = look("bicubic" if mode == "soft" else mode)
+    if mode in ("bicubic", "soft"): y = _within(y, x, fill, look("bilinear") if mode == "soft" else None)
     if source.requires_grad: return y  # a shortcut would have no gradient
     same = (source == torch.eye(3, dtype=source.dtype, device=source.device)).all(-1).all(-1)
     return torch.where(same[:, None, None, None], x, y)
 
-def _within(y, x, fill):
-    "Cut off the overshoot of cubic interpolation: no value outside the range of the image and its background."
-    lo, hi = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    return torch.minimum(torch.maximum(y, torch.minimum(lo, fill)), torch.maximum(hi, fill))
+def _within(y, x, fill, bilinear):
+    "Cut off the overshoot of cubic interpolation: at the range of the image and its background, or half-way there."
+    lo, hi = torch.minimum(x.amin((2, 3), keepdim=True), fill), torch.maximum(x.amax((2, 3), keepdim=True), fill)
+    if bilinear is not None: lo, hi = (bilinear + lo)/2, (bilinear + hi)/2
+    return torch.minimum(torch.maximum(y, lo), hi)
 
-# %% ../nbs/02_affine.ipynb #f3c791b3
+# %% ../nbs/02_affine.ipynb #292fc097
 def invert(
     mat: Tensor,  # (..., 3, 3)
 ) -> Tensor:  # (..., 3, 3)
@@ -60,7 +62,7 @@ def warp(
     x: Tensor,  # (N, C, H, W)
     mat: Tensor,  # (N, 3, 3), or (3, 3) for all; motion of the content
     fill: float | Tensor = 0.0,  # background outside the canvas, a number or (C,)
-    mode: str = "bilinear",  # "bilinear", "bicubic" or "nearest"
+    mode: str = "bilinear",  # one of `MODES`
 ) -> Tensor:  # (N, C, H, W)
     "Move the content of images by `mat`; differentiable in both. `ValueError` for a mat of another shape or without an inverse."
     if x.dim() != 4: raise ValueError(f"x must have the shape (N, C, H, W), got {tuple(x.shape)}")

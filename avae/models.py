@@ -270,7 +270,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #6502aee7
+# %% ../nbs/03_models.ipynb #03739973
 class AffineVAE(nn.Module):
     "Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best."
 
@@ -303,9 +303,9 @@ class AffineVAE(nn.Module):
     ) -> AffineVAEOutput:
         "Explain images under given poses; differentiable. In training mode codes are drawn at random."
         mat = self.poses.mat(pose, x.shape[-2:])
-        canonical = resample(x, mat, self.fill)
+        canonical = resample(x, mat, self.fill, "bicubic")
         mu, logvar = self.vae.encode(canonical)
-        recon = warp(self.vae.decode(reparameterize(mu, logvar, self.training)), mat, self.fill)
+        recon = warp(self.vae.decode(reparameterize(mu, logvar, self.training)), mat, self.fill, "soft")
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
 
