@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Arch', 'main', 'format_report', 'demo', 'train']
 
-# %% ../nbs/09_cli.ipynb #8d2fa5df
-import sys
+# %% ../nbs/09_cli.ipynb #2113c337
+import sys, tempfile
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/09_cli.ipynb #8084e657
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+# %% ../nbs/09_cli.ipynb #f0ff4f20
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Affine Variational Autoencoders: a small VAE that handles images in any pose.")
 
 def main():
@@ -24,12 +24,14 @@ def main():
 @app.callback()
 def _callback(): pass
 
-# %% ../nbs/09_cli.ipynb #5802df95
+# %% ../nbs/09_cli.ipynb #aa2454b0
 def _check_folder(path):
-    "Fail before the work, not after it, if nothing can be written into a folder."
-    from avae.core import atomic_write
-    with atomic_write(Path(path)/".writable") as tmp: tmp.touch()
-    (Path(path)/".writable").unlink()
+    "Make the folder; fail before the work, not after it, if nothing can be written there."
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (FileExistsError, NotADirectoryError) as e: raise OSError(f"cannot write into {path}: it is not a folder") from e
+    except OSError as e: raise OSError(f"cannot write into {path}: {e.strerror}") from e
 
 def format_report(
     report: dict,  # from `evaluate_rotation`
@@ -85,7 +87,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #9c4df773
+# %% ../nbs/09_cli.ipynb #81d26215
 Data = Enum("Data", {k: k for k in ("sample", "mnist", "fashion_mnist", "kmnist")}, type=str)
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 
@@ -112,7 +114,7 @@ def train(
     images, held_out = split_valid(images, valid, seed)
     set_seed(seed)
     vae = VAE(latent, arch=arch.value)
-    history = train_vae(vae, images, held_out, epochs, batch_size, lr, seed=seed, report=print)
+    history = train_vae(vae, images, held_out, epochs, batch_size, lr, seed=seed, report=lambda e: print(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f}   nats per image", flush=True))
     command = (f"avae train --data {data.value} --arch {arch.value} --latent {latent} --epochs {epochs} --lr {lr:g} "
                f"--batch-size {batch_size} --valid {valid} --seed {seed}")
     save_vae(vae.cpu(), out, command=command, history=repr([tuple(h) for h in history]))

@@ -65,7 +65,7 @@ def _check_values(x):
         raise ValueError(f"x must be finite, got NaN or infinity in {int((~x.isfinite()).sum())} of {x.numel()} values")
     if lo < 0 or hi > 1: raise ValueError(f"x must lie in [0, 1], got values from {lo:.3g} to {hi:.3g}")
 
-# %% ../nbs/00_core.ipynb #ec815991
+# %% ../nbs/00_core.ipynb #1a10f058
 @contextmanager
 def atomic_write(path: str | Path):  # the file to write; its folder is made if need be
     "Gives a temporary path beside `path` to write to, and renames it on success. `OSError` names the file that failed."
@@ -75,6 +75,7 @@ def atomic_write(path: str | Path):  # the file to write; its folder is made if 
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         os.replace(tmp, path)
+    except (FileExistsError, NotADirectoryError) as e: raise OSError(f"cannot write {path}: {path.parent} is not a folder") from e
     except OSError as e: raise OSError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         if tmp.parent.is_dir(): tmp.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ def angle_error(
     if labels is not None: period = torch.tensor([PERIODS.get(int(c), 360.0) for c in labels]).to(a)
     return ((a - b + period/2) % period - period/2).abs()
 
-# %% ../nbs/06_evaluation.ipynb #8fe06e37
+# %% ../nbs/06_evaluation.ipynb #59368217
 @torch.no_grad()
 def _timed(f, n):
     "The result of `f()` and the milliseconds it took for each of n images."
@@ -58,7 +58,7 @@ def evaluate_rotation(
     twin = avae(x, budget).pose  # where the search puts the upright image: its own canonical pose
     error = angle_error(found.pose[:, 0], (twin + pose)[:, 0], labels)
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright), vae_rotated=(vae_rotated, views, 1, ms_vae),
-                avae_rotated=(-found.elbo, views, found.passes, ms_avae), oracle_rotated=(oracle, views, 360, ms_oracle))
+                avae_rotated=(-found.elbo, views, found.passes, ms_avae), oracle_rotated=(oracle, views, 361, ms_oracle))
     return _report(rows, avae.likelihood.floor, true_pose=given(views, pose), error=error)
 
 # %% ../nbs/06_evaluation.ipynb #fc34e058

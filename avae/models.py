@@ -270,7 +270,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #03739973
+# %% ../nbs/03_models.ipynb #22c67fbc
 class AffineVAE(nn.Module):
     "Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best."
 
@@ -312,14 +312,20 @@ class AffineVAE(nn.Module):
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
         "What a search makes small: `-elbo - log prior` of each image under each of S poses of its own; differentiable in `pose`."
         rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(pose.shape[1]), pose.flatten(0, 1)
-        parts = [-self.explain(x[i], p).elbo for i, p in zip(rows.split(self.chunk), flat.split(self.chunk))]
+        parts = [-self._elbo(x[i], p) for i, p in zip(rows.split(self.chunk), flat.split(self.chunk))]
         e = torch.cat(parts).view(pose.shape[:2]) if parts else pose.new_zeros(pose.shape[:2])
         return e - self.pose_prior(pose) if self.pose_prior else e
 
+    def _elbo(self, x, pose, least=16):
+        "The ELBO, computed for 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
+        n = len(x)
+        if 0 < n < least: x, pose = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose))
+        return self.explain(x, pose).elbo[:n]
+
     def search(self, x: Tensor, budget: int | None = None):  # (N, C, H, W), passes per image -> `optimizers.SearchResult`
         "Find the pose of each image, in eval mode; nothing is learned."
-        budget = budget or self.budget
-        with evaluating(self): return self.optimizer(self.energy, self.poses, x, **({"budget": budget - 1} if budget else {}))
+        budget = self.budget if budget is None else budget
+        with evaluating(self): return self.optimizer(self.energy, self.poses, x, **({} if budget is None else {"budget": budget}))
 
     def forward(
         self,

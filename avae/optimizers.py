@@ -33,21 +33,21 @@ def best_of(
     i = score.argmin(1, keepdim=True)
     return SearchResult(tried.gather(1, i[..., None].expand(-1, -1, tried.shape[-1]))[:, 0], energies.gather(1, i)[:, 0], passes, tried, energies)
 
-# %% ../nbs/04_optimizers.ipynb #6e037c07
+# %% ../nbs/04_optimizers.ipynb #6c7bc78f
 @torch.no_grad()
 def scan(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats
     poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
-    budget: int = 360,  # passes per image
+    budget: int = 361,  # passes per image, one more than there are points
 ) -> SearchResult:
     "Look everywhere: a regular grid in one dimension, Sobol points in more; no refinement."
-    if budget < 2: raise ValueError(f"budget must be at least 2 passes per image, got {budget}")
-    n = budget if poses.periodic == (True,) else budget - 1  # a periodic grid starts at the identity
+    if budget < 3: raise ValueError(f"budget must be at least 3 passes per image, got {budget}")
+    n = budget - 1 if poses.periodic == (True,) else budget - 2  # a periodic grid starts at the identity
     points = poses.grid(n) if len(poses) == 1 else poses.sobol(n)
-    if n < budget: points = torch.cat([poses.identity(), points])
+    if n < budget - 1: points = torch.cat([poses.identity(), points])
     tried = points.to(x).expand(len(x), -1, -1)
-    return best_of(tried, energy(x, tried), budget)
+    return best_of(tried, energy(x, tried), budget - 1)
 
 # %% ../nbs/04_optimizers.ipynb #6747c41c
 def value_and_grad(
@@ -68,7 +68,7 @@ def value_and_grad(
             values.append(e.detach())
     return torch.cat(values).view(u.shape[:2]), torch.cat(grads).view(u.shape)
 
-# %% ../nbs/04_optimizers.ipynb #eb6fb21b
+# %% ../nbs/04_optimizers.ipynb #8143a741
 @torch.no_grad()
 def random_restarts(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats, differentiable
@@ -83,8 +83,8 @@ def random_restarts(
 ) -> SearchResult:
     "Random starts and Adam (Bidart and Wong, 2019): 1 + 3 x starts x steps passes, or 1 + starts + 3 x steps from the best only."
     if descend not in ("all", "best"): raise ValueError(f'descend must be "all" or "best", got {descend!r}')
-    if budget is not None: starts = (budget - 1)//(3*steps) if descend == "all" else budget - 1 - 3*steps
-    if starts < 1: raise ValueError(f"budget must allow one start of {steps} steps, {2 + 3*steps - (descend == 'all')} passes per image, got {budget}")
+    if budget is not None: starts = (budget - 2)//(3*steps) if descend == "all" else budget - 2 - 3*steps
+    if starts < 1: raise ValueError(f"budget must allow one start of {steps} steps, {3 + 3*steps - (descend == 'all')} passes per image, got {budget}")
     identity = poses.identity(len(x)).to(x)[:, None]
     tried, energies, passes = [identity], [energy(x, identity)], 1
     u = poses.to_unit(poses.sample(starts, seed)).to(x).expand(len(x), -1, -1).clone()
@@ -158,40 +158,41 @@ def _bfgs_update(H, s, y):
     left = I - s @ y.mT/sy
     return torch.where(ok, left @ H @ left.mT + s @ s.mT/sy, H)
 
-# %% ../nbs/04_optimizers.ipynb #0938198e
+# %% ../nbs/04_optimizers.ipynb #c9b41b8e
 @torch.no_grad()
 def multistart(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats; differentiable if there is more than one parameter
     poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
-    budget: int | None = None,  # passes per image; 25 in one dimension, 250 in more, if None
+    budget: int | None = None,  # passes per image; 26 in one dimension, 250 in more, if None
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
     "Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more."
     one = len(poses) == 1
     extra = [] if candidates is None else [candidates.to(x)]
-    budget = budget or (25 if one else 250) + sum(c.shape[1] for c in extra)
-    least = (3 if one else 8) + sum(c.shape[1] for c in extra)
+    if budget is None: budget = (26 if one else 250) + sum(c.shape[1] for c in extra)
+    least = (4 if one else 8) + sum(c.shape[1] for c in extra)
     if budget < least: raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
-    return (_search_1d if one else _search_nd)(energy, poses, x, budget, extra, seed)
+    return (_search_1d if one else _search_nd)(energy, poses, x, budget - 1, extra, seed)
 
-def _search_1d(energy, poses, x, budget, extra, seed):
-    grid = max(3, round(0.6*budget)) - (0 if poses.periodic[0] else 1)
-    start = [poses.grid(grid)] if poses.periodic[0] else [poses.identity(), poses.grid(max(2, grid))]
-    tried = torch.cat([torch.cat(start).to(x).expand(len(x), -1, -1), *extra], 1)
-    energies, k = energy(x, tried), max(1, round((budget - tried.shape[1])/10))
-    while (left := budget - tried.shape[1]) > 0:
-        u = parabola_step(poses.to_unit(tried)[..., 0], energies, min(k, left), poses.periodic[0])
-        new = poses.from_unit(u[..., None])
+def _search_1d(energy, poses, x, spend, extra, seed):
+    "Spend so many passes on a grid (it holds the identity) and on parabolas."
+    periodic, grid = poses.periodic[0], max(3, round(0.6*spend))
+    start = poses.grid(grid) if periodic else torch.cat([poses.identity(), poses.grid(grid - 1)])
+    tried = torch.cat([start.to(x).expand(len(x), -1, -1), *extra], 1)
+    energies, k = energy(x, tried), max(1, round((spend - tried.shape[1])/10))
+    while (left := spend - tried.shape[1]) > 0:
+        new = poses.from_unit(parabola_step(poses.to_unit(tried)[..., 0], energies, min(k, left), periodic)[..., None])
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
-    return best_of(tried, energies, budget)
+    return best_of(tried, energies, tried.shape[1])
 
-def _search_nd(energy, poses, x, budget, extra, seed, steps=20):
-    down = 0.7*budget/3  # gradients
+def _search_nd(energy, poses, x, spend, extra, seed, steps=20):
+    "Spend at most so many passes on the identity, on Sobol points, and on descents from the best few."
+    down = 0.7*spend/3  # gradients
     starts = max(1, round(down/steps))
     steps = max(1, min(steps, int(down/starts)))
-    around = max(0, budget - 1 - sum(c.shape[1] for c in extra) - 3*starts*steps)
+    around = max(0, spend - 1 - sum(c.shape[1] for c in extra) - 3*starts*steps)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), *extra], 1)
     energies = energy(x, tried)
