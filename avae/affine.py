@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 from .core import check_images
 
-# %% ../nbs/02_affine.ipynb #2e567356
+# %% ../nbs/02_affine.ipynb #ff898fa9
 MODES = ("bilinear", "bicubic", "soft", "nearest")
 
 def resample(
@@ -29,7 +29,7 @@ def resample(
     to_iso = torch.tensor([w, h, min(h, w)], dtype=source.dtype, device=x.device) / min(h, w)  # grid units -> ours
     theta = (source * to_iso / to_iso[:, None])[:, :2]
     fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    grid = _affine_grid(theta, h, w)
     look = lambda how: F.grid_sample(x - fill, grid, mode=how, padding_mode="zeros", align_corners=False) + fill
     y = look("bicubic" if mode == "soft" else mode)
     if mode in ("bicubic", "soft"): y = _within(y, x, fill, look("bilinear") if mode == "soft" else None)
@@ -37,19 +37,26 @@ def resample(
     same = (source == torch.eye(3, dtype=source.dtype, device=source.device)).all(-1).all(-1)
     return torch.where(same[:, None, None, None], x, y)
 
+def _affine_grid(theta, h, w):
+    "`F.affine_grid(theta, (N, C, h, w), align_corners=False)` as one matrix product, which on a CPU takes a tenth of the time."
+    along = lambda n: (2*torch.arange(n, dtype=theta.dtype, device=theta.device) + 1)/n - 1
+    points = torch.stack([along(w).expand(h, w), along(h)[:, None].expand(h, w), theta.new_ones(h, w)]).view(3, h*w)
+    return (theta.reshape(-1, 3) @ points).view(-1, 2, h, w).permute(0, 2, 3, 1)
+
 def _within(y, x, fill, bilinear):
     "Cut off the overshoot of cubic interpolation: at the range of the image and its background, or half-way there."
     lo, hi = torch.minimum(x.amin((2, 3), keepdim=True), fill), torch.maximum(x.amax((2, 3), keepdim=True), fill)
     if bilinear is not None: lo, hi = (bilinear + lo)/2, (bilinear + hi)/2
     return torch.minimum(torch.maximum(y, lo), hi)
 
-# %% ../nbs/02_affine.ipynb #292fc097
+# %% ../nbs/02_affine.ipynb #747b9fb5
 def invert(
     mat: Tensor,  # (..., 3, 3)
 ) -> Tensor:  # (..., 3, 3)
     "The motion that undoes `mat`; `ValueError` if there is none."
     _check_mat(mat)
-    det = torch.linalg.det(mat[..., :2, :2].detach()).flatten()
+    m = mat.detach()
+    det = (m[..., 0, 0]*m[..., 1, 1] - m[..., 0, 1]*m[..., 1, 0]).flatten()
     bad = (~(det.abs() > 1e-6)).nonzero()  # catches NaN too
     if len(bad): raise ValueError(f"mat must be invertible, but mat {bad[0].item()} has the determinant {det[bad[0]].item():.3g}")
     return torch.linalg.inv(mat)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Arch', 'main', 'format_report', 'demo', 'train']
 
-# %% ../nbs/09_cli.ipynb #2113c337
+# %% ../nbs/09_cli.ipynb #9eb65903
 import sys, tempfile
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/09_cli.ipynb #f0ff4f20
+# %% ../nbs/09_cli.ipynb #46992129
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Affine Variational Autoencoders: a small VAE that handles images in any pose.")
 
@@ -21,8 +22,13 @@ def main():
     try: app()
     except (ValueError, TypeError, OSError) as e: sys.exit(f"avae: {e}")
 
+def _version(wanted: bool):
+    if wanted:
+        print(f"avae {version('avae')}")
+        raise typer.Exit()
+
 @app.callback()
-def _callback(): pass
+def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False): pass
 
 # %% ../nbs/09_cli.ipynb #aa2454b0
 def _check_folder(path):

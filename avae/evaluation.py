@@ -26,7 +26,7 @@ def angle_error(
     if labels is not None: period = torch.tensor([PERIODS.get(int(c), 360.0) for c in labels]).to(a)
     return ((a - b + period/2) % period - period/2).abs()
 
-# %% ../nbs/06_evaluation.ipynb #59368217
+# %% ../nbs/06_evaluation.ipynb #3d798bfc
 @torch.no_grad()
 def _timed(f, n):
     "The result of `f()` and the milliseconds it took for each of n images."
@@ -35,7 +35,7 @@ def _timed(f, n):
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return out, 1000*(time.perf_counter() - start)/max(n, 1)
 
-def _mean(v): return v.double().mean().item()
+def _mean(v): return v.cpu().double().mean().item()
 
 @torch.no_grad()
 def evaluate_rotation(
@@ -75,7 +75,7 @@ def _report(rows, floor, true_pose, error):
     return out | dict(angle_error_median=error.median().item(), angle_within_15=_mean((error < 15).float()),
                       passes_per_image=out["avae_rotated_passes"], seconds_per_image=out["avae_rotated_ms"]/1000, n_images=len(error))
 
-# %% ../nbs/06_evaluation.ipynb #5402d330
+# %% ../nbs/06_evaluation.ipynb #9fbf52bc
 @torch.no_grad()
 def loss_over_angle(
     avae: AffineVAE,  # with an angle as its only pose parameter, in eval mode
@@ -92,5 +92,5 @@ def loss_over_angle(
         views = warp(x, avae.poses.mat(pose), avae.fill, "bicubic")
         losses = dict(vae=-avae(views, pose=torch.zeros_like(pose)).elbo, avae=-avae(views, budget).elbo, floor=avae.likelihood.floor(views))
         for k, v in losses.items():
-            out[k].append(_mean(v)); out[f"{k}_sem"].append((v.double().std(unbiased=False)/len(v)**0.5).item())
+            out[k].append(_mean(v)); out[f"{k}_sem"].append((v.cpu().double().std(unbiased=False)/len(v)**0.5).item())
     return out

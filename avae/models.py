@@ -270,7 +270,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #22c67fbc
+# %% ../nbs/03_models.ipynb #1fd18d79
 class AffineVAE(nn.Module):
     "Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best."
 
@@ -313,7 +313,7 @@ class AffineVAE(nn.Module):
         "What a search makes small: `-elbo - log prior` of each image under each of S poses of its own; differentiable in `pose`."
         rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(pose.shape[1]), pose.flatten(0, 1)
         parts = [-self._elbo(x[i], p) for i, p in zip(rows.split(self.chunk), flat.split(self.chunk))]
-        e = torch.cat(parts).view(pose.shape[:2]) if parts else pose.new_zeros(pose.shape[:2])
+        e = torch.cat(parts).view(pose.shape[:2])
         return e - self.pose_prior(pose) if self.pose_prior else e
 
     def _elbo(self, x, pose, least=16):
@@ -334,9 +334,12 @@ class AffineVAE(nn.Module):
         pose: Tensor | None = None,  # (N, D) known poses: no search
     ) -> AffineVAEOutput:
         "Find the pose of each image and explain it; errors as `check_images`, and `ValueError` if the budget is too small."
-        x = check_images(x, getattr(self.vae, "channels", None), getattr(self.vae, "size", None))
-        if pose is not None: return self.explain(x, pose.to(x))
-        parts = [self.search(b, budget) for b in x.split(self.chunk)]
-        pose, passes = torch.cat([p.pose for p in parts]), parts[0].passes + 1
+        x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()))
+        if pose is None:
+            found = [self.search(b, budget) for b in x.split(self.chunk)]
+            pose, passes = torch.cat([f.pose for f in found]), found[0].passes + 1
+        else: pose, passes = pose.to(x), 1
+        if tuple(pose.shape) != (len(x), len(self.poses)):
+            raise ValueError(f"pose must have the shape (N, D)={(len(x), len(self.poses))}, got {tuple(pose.shape)}")
         outs = [self.explain(b, p, passes) for b, p in zip(x.split(self.chunk), pose.split(self.chunk))]
         return AffineVAEOutput(*(v[0] if isinstance(v[0], int) else torch.cat(v) for v in zip(*outs)))

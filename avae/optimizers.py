@@ -158,7 +158,7 @@ def _bfgs_update(H, s, y):
     left = I - s @ y.mT/sy
     return torch.where(ok, left @ H @ left.mT + s @ s.mT/sy, H)
 
-# %% ../nbs/04_optimizers.ipynb #c9b41b8e
+# %% ../nbs/04_optimizers.ipynb #78e9da7d
 @torch.no_grad()
 def multistart(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats; differentiable if there is more than one parameter
@@ -177,13 +177,14 @@ def multistart(
     return (_search_1d if one else _search_nd)(energy, poses, x, budget - 1, extra, seed)
 
 def _search_1d(energy, poses, x, spend, extra, seed):
-    "Spend so many passes on a grid (it holds the identity) and on parabolas."
-    periodic, grid = poses.periodic[0], max(3, round(0.6*spend))
+    "Spend so many passes: half on a grid (it holds the identity), then 40 % of what is left on the deepest valleys, and so on."
+    periodic, grid = poses.periodic[0], max(3, round(0.5*spend))
     start = poses.grid(grid) if periodic else torch.cat([poses.identity(), poses.grid(grid - 1)])
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), *extra], 1)
-    energies, k = energy(x, tried), max(1, round((spend - tried.shape[1])/10))
+    energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
-        new = poses.from_unit(parabola_step(poses.to_unit(tried)[..., 0], energies, min(k, left), periodic)[..., None])
+        k = min(max(1, round(0.4*left)), tried.shape[1])
+        new = poses.from_unit(parabola_step(poses.to_unit(tried)[..., 0], energies, k, periodic)[..., None])
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
 

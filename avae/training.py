@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .core import check_images, default_device, evaluating, set_seed
 from .models import VAE
 
-# %% ../nbs/05_training.ipynb #b4b8fb91
+# %% ../nbs/05_training.ipynb #37521f2e
 @torch.inference_mode()
 def mean_elbo(
     vae: VAE,  # any module that returns an `elbo`
@@ -23,7 +23,7 @@ def mean_elbo(
 ) -> float:  # nats per image, with z = mu
     "Average evidence lower bound of many images."
     device = next(vae.parameters()).device
-    with evaluating(vae): return torch.cat([vae(b.to(device)).elbo for b in images.split(batch_size)]).double().mean().item()
+    with evaluating(vae): return torch.cat([vae(b.to(device)).elbo for b in images.split(batch_size)]).cpu().double().mean().item()
 
 # %% ../nbs/05_training.ipynb #fccba6b0
 def split_valid(
