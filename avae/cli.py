@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Arch', 'main', 'format_report', 'demo', 'train']
 
-# %% ../nbs/09_cli.ipynb #9eb65903
+# %% ../nbs/09_cli.ipynb #2113c337
 import sys, tempfile
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/09_cli.ipynb #46992129
+# %% ../nbs/09_cli.ipynb #507f58f3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Affine Variational Autoencoders: a small VAE that handles images in any pose.")
 
@@ -24,7 +23,8 @@ def main():
 
 def _version(wanted: bool):
     if wanted:
-        print(f"avae {version('avae')}")
+        from avae import __version__
+        print(f"avae {__version__}")
         raise typer.Exit()
 
 @app.callback()

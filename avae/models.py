@@ -270,9 +270,9 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #1fd18d79
+# %% ../nbs/03_models.ipynb #9b4fda25
 class AffineVAE(nn.Module):
-    "Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best."
+    "Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best. It starts in the mode, train or eval, of that VAE."
 
     def __init__(
         self,
@@ -294,6 +294,7 @@ class AffineVAE(nn.Module):
         self.likelihood = likelihood or getattr(vae, "likelihood", None) or Bernoulli()
         self.prior = prior or getattr(vae, "prior", None) or getattr(self.likelihood, "prior", StandardNormal())
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
+        self.train(vae.training)  # around a model in eval mode it is in eval mode, too
 
     def explain(
         self,

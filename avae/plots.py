@@ -62,7 +62,7 @@ def plot_loss_over_angle(
     ax.grid(axis="y", alpha=0.25)
     return fig
 
-# %% ../nbs/07_plots.ipynb #87e976ec
+# %% ../nbs/07_plots.ipynb #6453b1b5
 def plot_schematic(
     x: Tensor,  # (1, C, H, W), one observed image
     out,  # `AffineVAEOutput` for it
@@ -86,7 +86,7 @@ def plot_schematic(
     arrow(0.15, 0.23, r"$W(\cdot, A^{-1})$"); arrow(0.775, 0.85, r"$W(\cdot, A)$")
     box(0.425, "encoder"); box(0.57, "decoder"); page.text(0.497, 0.68, "$z$", ha="center", va="center", fontsize=14)
     for a, b in [(0.373, 0.388), (0.462, 0.487), (0.508, 0.532), (0.61, 0.627)]: arrow(a, b, "")
-    page.text(0.497, 0.9, "a VAE that has only seen upright digits", ha="center", fontsize=11, color="#5B7083")
+    page.text(0.497, 0.95, "a VAE that has only seen upright digits", ha="center", fontsize=11, color="#5B7083")
     _energy_panel(fig.add_axes([0.34, 0.13, 0.36, 0.28]), angles, energy, out)
     page.text(0.25, 0.27, f"search: which pose\nexplains $x$ best?\nhere {out.pose[0, 0]:.0f}° after\n{out.passes} passes", ha="right", va="center", fontsize=11)
     page.text(0.74, 0.27, "the likelihood is taken on the\npixels of $x$ itself, so that\nposes can be compared", ha="left", va="center", fontsize=11)
