@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['MODES', 'NAMES', 'IDENTITY', 'resample', 'invert', 'warp', 'PoseSpace', 'random_views']
 
-# %% ../nbs/02_affine.ipynb #a75bf7e6
+# %% ../nbs/02_affine.ipynb #59f0a805
 import math
+from numbers import Real
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 from .core import check_images
 
-# %% ../nbs/02_affine.ipynb #ff898fa9
+# %% ../nbs/02_affine.ipynb #d3cd8355
 MODES = ("bilinear", "bicubic", "soft", "nearest")
 
 def resample(
@@ -25,10 +26,10 @@ def resample(
     "Look up every pixel of the result at `source` of its place."
     if mode not in MODES: raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if not len(x): return x
-    h, w = x.shape[-2:]
+    (c, h, w), fill = x.shape[1:], torch.as_tensor(fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+    if len(fill) not in (1, c): raise ValueError(f"fill must be one number, or one for each of the {c} channels, got {len(fill)}")
     to_iso = torch.tensor([w, h, min(h, w)], dtype=source.dtype, device=x.device) / min(h, w)  # grid units -> ours
     theta = (source * to_iso / to_iso[:, None])[:, :2]
-    fill = torch.as_tensor(fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
     grid = _affine_grid(theta, h, w)
     look = lambda how: F.grid_sample(x - fill, grid, mode=how, padding_mode="zeros", align_corners=False) + fill
     y = look("bicubic" if mode == "soft" else mode)
@@ -49,42 +50,43 @@ def _within(y, x, fill, bilinear):
     if bilinear is not None: lo, hi = (bilinear + lo)/2, (bilinear + hi)/2
     return torch.minimum(torch.maximum(y, lo), hi)
 
-# %% ../nbs/02_affine.ipynb #747b9fb5
+# %% ../nbs/02_affine.ipynb #1d651e7c
 def invert(
     mat: Tensor,  # (..., 3, 3)
 ) -> Tensor:  # (..., 3, 3)
     "The motion that undoes `mat`; `ValueError` if there is none."
-    _check_mat(mat)
+    if not isinstance(mat, Tensor) or mat.shape[-2:] != (3, 3) or not mat.is_floating_point():
+        raise ValueError(f"mat must be a float tensor of shape (N, 3, 3), got {_what(mat)}")
     m = mat.detach()
+    if not m.isfinite().all(): raise ValueError("mat must be finite, got NaN or infinity")
     det = (m[..., 0, 0]*m[..., 1, 1] - m[..., 0, 1]*m[..., 1, 0]).flatten()
-    bad = (~(det.abs() > 1e-6)).nonzero()  # catches NaN too
+    bad = (~(det.abs() > 1e-6)).nonzero()
     if len(bad): raise ValueError(f"mat must be invertible, but mat {bad[0].item()} has the determinant {det[bad[0]].item():.3g}")
     return torch.linalg.inv(mat)
 
-def _check_mat(mat):
-    if not isinstance(mat, Tensor) or mat.shape[-2:] != (3, 3):
-        raise ValueError(f"mat must be a tensor of shape (N, 3, 3), got {tuple(mat.shape) if isinstance(mat, Tensor) else type(mat).__name__}")
+def _what(v): return f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
 
 def warp(
-    x: Tensor,  # (N, C, H, W)
+    x: Tensor,  # (N, C, H, W), float, or uint8, which is converted
     mat: Tensor,  # (N, 3, 3), or (3, 3) for all; motion of the content
     fill: float | Tensor = 0.0,  # background outside the canvas, a number or (C,)
     mode: str = "bilinear",  # one of `MODES`
 ) -> Tensor:  # (N, C, H, W)
     "Move the content of images by `mat`; differentiable in both. `ValueError` for a mat of another shape or without an inverse."
-    if x.dim() != 4: raise ValueError(f"x must have the shape (N, C, H, W), got {tuple(x.shape)}")
-    _check_mat(mat)
-    if mat.dim() == 3 and len(mat) != len(x): raise ValueError(f"mat must have one matrix for each of the {len(x)} images, got {len(mat)}")
-    return resample(x, invert(mat).to(x.dtype).expand(len(x), 3, 3), fill, mode)
+    x, back = check_images(x, values=False), invert(mat)
+    if mat.shape[:-2] not in ((), (len(x),)): raise ValueError(f"mat must have one matrix for each of the {len(x)} images, got the shape {tuple(mat.shape)}")
+    return resample(x, back.to(x.dtype).expand(len(x), 3, 3), fill, mode)
 
-# %% ../nbs/02_affine.ipynb #54a798f1
+# %% ../nbs/02_affine.ipynb #145bf79f
 NAMES = ("angle", "scale_x", "scale_y", "shear", "shift_x", "shift_y")  # the order of the columns of a pose
 IDENTITY = {"angle": 0.0, "scale_x": 1.0, "scale_y": 1.0, "shear": 0.0, "shift_x": 0.0, "shift_y": 0.0}
 
 def _bounds(name, b):
     "A bound as a person gives it -> (lowest, highest)."
-    scale = name.startswith("scale")
-    if isinstance(b, (int, float)):
+    scale, number = name.startswith("scale"), lambda v: isinstance(v, Real) and not isinstance(v, bool)
+    if not (number(b) or isinstance(b, (tuple, list)) and len(b) == 2 and all(map(number, b))):
+        raise ValueError(f"{name} must be a number or a pair (lowest, highest), got {b!r}")
+    if number(b):
         if not (b > 1 if scale else b > 0) or not math.isfinite(b):
             raise ValueError(f"{name} must be a finite number above {int(scale)}, or a pair (lowest, highest), got {b}")
         b = (1/b, b) if scale else (-b, b)
@@ -94,9 +96,9 @@ def _bounds(name, b):
     if name == "angle" and hi - lo > 360: raise ValueError(f"angle must cover at most the full circle (angle=180), got ({lo:g}, {hi:g})")
     return lo, hi
 
-# %% ../nbs/02_affine.ipynb #6bf88bc5
+# %% ../nbs/02_affine.ipynb #13ae52f3
 class PoseSpace:
-    "Named, bounded poses. Each bound is a number, a pair (lowest, highest), or None: that parameter stays at the identity."
+    "Named, bounded poses. Each bound is a number, a pair (lowest, highest), or None: that parameter stays at the identity. `ValueError` for bounds that make no sense."
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ def _version(wanted: bool):
 @app.callback()
 def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False): pass
 
-# %% ../nbs/09_cli.ipynb #aa2454b0
+# %% ../nbs/09_cli.ipynb #622e23ba
 def _check_folder(path):
     "Make the folder; fail before the work, not after it, if nothing can be written there."
     try:
@@ -38,6 +38,11 @@ def _check_folder(path):
         tempfile.TemporaryFile(dir=path).close()
     except (FileExistsError, NotADirectoryError) as e: raise OSError(f"cannot write into {path}: it is not a folder") from e
     except OSError as e: raise OSError(f"cannot write into {path}: {e.strerror}") from e
+
+def _check_file(path):
+    "The same for a file."
+    if path.is_dir(): raise OSError(f"cannot write {path}: it is a folder")
+    _check_folder(path.parent)
 
 def format_report(
     report: dict,  # from `evaluate_rotation`
@@ -51,14 +56,14 @@ def format_report(
         f"Angle: median error {report['angle_error_median']:.1f} degrees, {report['angle_within_15']:.0%} within 15 degrees of where the upright twin",
         "is put (0, 1 and 8 modulo half a turn)."])
 
-# %% ../nbs/09_cli.ipynb #52a69ab6
+# %% ../nbs/09_cli.ipynb #d5e8460c
 @app.command()
 def demo(
     n: Annotated[int, typer.Option(min=1, max=2000, help="How many test digits to rotate.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the angles.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("avae_demo"),
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the numbers to this file, too.")] = None,
-    budget: Annotated[int, typer.Option(help="Passes per image that the search may spend.")] = 26,
+    budget: Annotated[int, typer.Option(min=4, help="Passes per image that the search may spend.")] = 26,
 ):
     "Rotate test digits and watch the VAE fail and the AVAE hold: a table and two pictures, in less than a minute."
     import json
@@ -69,7 +74,8 @@ def demo(
     from avae.evaluation import evaluate_rotation, loss_over_angle
     from avae.models import AffineVAE, load_pretrained
     from avae.plots import plot_loss_over_angle, save_figure
-    for folder in [out] + ([json_file.parent] if json_file else []): _check_folder(folder)
+    _check_folder(out)
+    if json_file: _check_file(json_file)
     device = default_device()
     avae = AffineVAE(load_pretrained("mnist-l8"), PoseSpace(angle=180), budget=budget).eval().to(device)
     x, labels = mnist_sample("test")
@@ -93,7 +99,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #81d26215
+# %% ../nbs/09_cli.ipynb #9abb77cf
 Data = Enum("Data", {k: k for k in ("sample", "mnist", "fashion_mnist", "kmnist")}, type=str)
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 
@@ -111,7 +117,7 @@ def train(
     download: Annotated[bool, typer.Option(help="Fetch the data set if it is not there.")] = False,
 ):
     "Train a VAE on upright images and write its weights."
-    _check_folder(out.parent)
+    _check_file(out)
     from avae.core import set_seed
     from avae.data import load_dataset, mnist_sample
     from avae.models import VAE, save_vae

@@ -36,7 +36,7 @@ def evaluating(module: torch.nn.Module):  # any module
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/00_core.ipynb #1cb76b54
+# %% ../nbs/00_core.ipynb #addbcaac
 def check_images(
     x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8 in 0-255
     channels: int | None = None,  # C that is expected, any if None
@@ -52,18 +52,18 @@ def check_images(
     if 0 in x.shape[1:]: raise ValueError(f"x must have at least one channel and one pixel, got {tuple(x.shape)}")
     if x.dtype == torch.uint8: return x.to(torch.get_default_dtype()) / 255
     if not x.is_floating_point(): raise TypeError(f"x must be float in [0, 1] or uint8, got {x.dtype}")
-    if values: _check_values(x)
-    return x.to(torch.get_default_dtype())
+    return _check_values(x) if values else x
 
 def _rank_hint(x):
     return {2: ": use x[None, None] for one grey image", 3: ": use x[:, None] for grey images, x[None] for one image"}.get(x.dim(), "")
 
 def _check_values(x):
-    if not x.numel(): return
+    if not x.numel(): return x
     lo, hi = (v.item() for v in torch.aminmax(x.detach()))  # a NaN anywhere makes both NaN
     if not np.isfinite([lo, hi]).all():
         raise ValueError(f"x must be finite, got NaN or infinity in {int((~x.isfinite()).sum())} of {x.numel()} values")
-    if lo < 0 or hi > 1: raise ValueError(f"x must lie in [0, 1], got values from {lo:.3g} to {hi:.3g}")
+    if lo < -1e-6 or hi > 1 + 1e-6: raise ValueError(f"x must lie in [0, 1], got values from {lo:.3g} to {hi:.3g}")
+    return x if lo >= 0 and hi <= 1 else x.clamp(0, 1)  # the last digit of an interpolation may stick out
 
 # %% ../nbs/00_core.ipynb #1a10f058
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .affine import PoseSpace
 
-# %% ../nbs/04_optimizers.ipynb #5e32dd3a
+# %% ../nbs/04_optimizers.ipynb #54c809e0
 class SearchResult(NamedTuple):
     "The best pose of each of N images, and all that were tried."
     pose: Tensor  # (N, D)
@@ -28,12 +28,16 @@ def best_of(
     tie: float = 1e-3,  # nats that another pose must gain over the identity
 ) -> SearchResult:
     "Choose the pose of least energy of each image."
-    score = energies.nan_to_num(nan=math.inf)
+    score = torch.where(energies.isfinite(), energies, math.inf)
     score = torch.cat([score[:, :1] - tie, score[:, 1:]], 1)
     i = score.argmin(1, keepdim=True)
     return SearchResult(tried.gather(1, i[..., None].expand(-1, -1, tried.shape[-1]))[:, 0], energies.gather(1, i)[:, 0], passes, tried, energies)
 
-# %% ../nbs/04_optimizers.ipynb #6c7bc78f
+# %% ../nbs/04_optimizers.ipynb #c259bfac
+def _grid(poses, n):
+    "n poses in one dimension, the first of them exactly the identity."
+    return torch.cat([poses.identity(), poses.grid(n)[1:] if poses.periodic[0] else poses.grid(n - 1)])
+
 @torch.no_grad()
 def scan(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats
@@ -43,13 +47,11 @@ def scan(
 ) -> SearchResult:
     "Look everywhere: a regular grid in one dimension, Sobol points in more; no refinement."
     if budget < 3: raise ValueError(f"budget must be at least 3 passes per image, got {budget}")
-    n = budget - 1 if poses.periodic == (True,) else budget - 2  # a periodic grid starts at the identity
-    points = poses.grid(n) if len(poses) == 1 else poses.sobol(n)
-    if n < budget - 1: points = torch.cat([poses.identity(), points])
+    points = _grid(poses, budget - 1) if len(poses) == 1 else torch.cat([poses.identity(), poses.sobol(budget - 2)])
     tried = points.to(x).expand(len(x), -1, -1)
     return best_of(tried, energy(x, tried), budget - 1)
 
-# %% ../nbs/04_optimizers.ipynb #6747c41c
+# %% ../nbs/04_optimizers.ipynb #7c8bc22e
 def value_and_grad(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats, differentiable
     poses: PoseSpace,
@@ -58,6 +60,7 @@ def value_and_grad(
     chunk: int = 256,  # poses at a time
 ) -> tuple[Tensor, Tensor]:  # energies (N, S) and gradients (N, S, D) in the unit cube
     "Energy and its gradient at each start; three passes each."
+    if not u.numel(): return u.new_zeros(u.shape[:2]), torch.zeros_like(u)
     rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(u.shape[1]), u.detach().flatten(0, 1)
     values, grads = [], []
     with torch.inference_mode(False), torch.enable_grad():  # gradients are needed even where the caller wants none
@@ -99,7 +102,7 @@ def random_restarts(
         adam.step()
     return best_of(torch.cat(tried, 1), torch.cat(energies, 1), passes)
 
-# %% ../nbs/04_optimizers.ipynb #c263d8e7
+# %% ../nbs/04_optimizers.ipynb #22ed927d
 def parabola_step(
     u: Tensor,  # (N, P) points tried so far, in [0, 1]
     f: Tensor,  # (N, P) their energies
@@ -116,9 +119,11 @@ def parabola_step(
     slope, curve = (sl*r + sr*l)/(l + r), (sr - sl)/(l + r)  # f + slope*step + curve*step^2
     step = -0.5*slope/curve.clamp_min(1e-9)
     step = torch.where(step > 0, step.minimum(0.6*r), step.maximum(-0.6*l))
+    if not periodic: step = torch.where(l < 1e-8, 0.4*r, torch.where(r < 1e-8, -0.4*l, step))  # at an end: inwards
     tiny = 0.05*torch.minimum(l, r)                     # never at a point that is known: towards the wider side instead
     step = torch.where(step.abs() < tiny, torch.where(r > l, tiny, -tiny), step)
-    depth = torch.where((f <= fa) & (f <= fc), f + slope*step + curve*step**2, f + 1e6)  # valleys first
+    gain = torch.where((l < 1e-8) | (r < 1e-8), 0, slope*step + curve*step**2)
+    depth = torch.where((f <= fa) & (f <= fc), f + gain, f + 1e6)  # valleys first
     best = depth.topk(k, dim=1, largest=False).indices
     return (u + step).gather(1, best)
 
@@ -158,7 +163,7 @@ def _bfgs_update(H, s, y):
     left = I - s @ y.mT/sy
     return torch.where(ok, left @ H @ left.mT + s @ s.mT/sy, H)
 
-# %% ../nbs/04_optimizers.ipynb #78e9da7d
+# %% ../nbs/04_optimizers.ipynb #363bd8aa
 @torch.no_grad()
 def multistart(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats; differentiable if there is more than one parameter
@@ -168,7 +173,7 @@ def multistart(
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
-    "Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more."
+    "Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more. `ValueError` if the budget is too small."
     one = len(poses) == 1
     extra = [] if candidates is None else [candidates.to(x)]
     if budget is None: budget = (26 if one else 250) + sum(c.shape[1] for c in extra)
@@ -178,8 +183,8 @@ def multistart(
 
 def _search_1d(energy, poses, x, spend, extra, seed):
     "Spend so many passes: half on a grid (it holds the identity), then 40 % of what is left on the deepest valleys, and so on."
-    periodic, grid = poses.periodic[0], max(3, round(0.5*spend))
-    start = poses.grid(grid) if periodic else torch.cat([poses.identity(), poses.grid(grid - 1)])
+    periodic, known = poses.periodic[0], sum(c.shape[1] for c in extra)
+    start = _grid(poses, max(3, round(0.5*(spend - known))))
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), *extra], 1)
     energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
@@ -190,10 +195,11 @@ def _search_1d(energy, poses, x, spend, extra, seed):
 
 def _search_nd(energy, poses, x, spend, extra, seed, steps=20):
     "Spend at most so many passes on the identity, on Sobol points, and on descents from the best few."
-    down = 0.7*spend/3  # gradients
+    left = spend - 1 - sum(c.shape[1] for c in extra)  # beside the identity and the candidates
+    down = 0.7*left/3  # gradients
     starts = max(1, round(down/steps))
     steps = max(1, min(steps, int(down/starts)))
-    around = max(0, spend - 1 - sum(c.shape[1] for c in extra) - 3*starts*steps)
+    around = max(0, left - 3*starts*steps)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), *extra], 1)
     energies = energy(x, tried)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['mean_elbo', 'split_valid', 'Epoch', 'train_vae']
 
-# %% ../nbs/05_training.ipynb #146a2bbc
-import copy
+# %% ../nbs/05_training.ipynb #0f2fc70e
+import copy, math
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def split_valid(
     idx = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[idx[valid:]], images[idx[:valid]]
 
-# %% ../nbs/05_training.ipynb #7aa9f46e
+# %% ../nbs/05_training.ipynb #7ab470e9
 class Epoch(NamedTuple):
     "One line of a training history, in nats per image."
     epoch: int  # from 1
@@ -55,26 +55,33 @@ def train_vae(
     device: str | torch.device | None = None,  # `default_device()` if None
     report: Callable[["Epoch"], None] | None = None,  # called with the line of each epoch, for example `print`
 ) -> list[Epoch]:  # the history
-    "Train by AdamW and a one-cycle schedule; same seed, same machine, same weights."
+    "Train by AdamW and a one-cycle schedule; same seed, same machine, same weights. `ValueError` if the loss is no longer a number."
     images = check_images(images, vae.channels, vae.size)
     if not len(images): raise ValueError("images must hold at least one image, got none")
+    if not (lr > 0 and epochs >= 1 and batch_size >= 1): raise ValueError(f"lr must be positive, epochs and batch_size at least 1, got {lr:g}, {epochs} and {batch_size}")
     device = torch.device(device or default_device())
     set_seed(seed)
     vae.to(device).train()
     batches = -(-len(images)//batch_size)
     opt = torch.optim.AdamW(vae.parameters(), lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*batches, pct_start=0.1)
-    history, best = [], None
+    history, best, some_valid = [], None, valid is not None and len(valid) > 0
     for epoch in range(1, epochs + 1):
         bar, total = tqdm(torch.randperm(len(images)).split(batch_size), f"epoch {epoch}/{epochs}", leave=False, disable=None), 0.0
-        for idx in bar: total += len(idx)*_step(vae, images[idx].to(device), opt, schedule)
-        score = -mean_elbo(vae, valid) if valid is not None and len(valid) else float("nan")
+        for idx in bar: total += len(idx)*_check_finite(_step(vae, images[idx].to(device), opt, schedule), epoch, lr)
+        score = -mean_elbo(vae, valid) if some_valid else float("nan")
+        _check_finite(total + (score if some_valid else 0), epoch, lr)
         history.append(Epoch(epoch, total/len(images), score))
         if not any(h.valid <= score for h in history[:-1]): best = copy.deepcopy(vae.state_dict())
         if report: report(history[-1])
     vae.load_state_dict(best)
     vae.eval()
     return history
+
+def _check_finite(loss, epoch, lr):
+    "The loss, if it is a number."
+    if not math.isfinite(loss): raise ValueError(f"training diverged in epoch {epoch}, the loss is {loss}: try a lower lr than {lr:g}")
+    return loss
 
 def _step(vae, x, opt, schedule):
     "One step of the weights on a batch; returns its mean loss."
