@@ -16,6 +16,7 @@ from .data import load_dataset, mnist_sample, toy_glyphs
 from .models import VAE, AffineVAE, Bernoulli, Gaussian, PaperLoss, load_pretrained, load_vae, save_vae
 from .optimizers import multistart, random_restarts, scan
 
-# %% ../nbs/10_package.ipynb #ea0ae540
-_all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE', 'AffineVAE', 'Bernoulli', 'Gaussian',
-         'PaperLoss', 'load_pretrained', 'load_vae', 'save_vae', 'multistart', 'random_restarts', 'scan']
+# %% ../nbs/10_package.ipynb #192e5a60
+_all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
+         'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'load_vae', 'save_vae', 'multistart',
+         'random_restarts', 'scan']

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 from .core import check_images
 
-# %% ../nbs/02_affine.ipynb #d3cd8355
+# %% ../nbs/02_affine.ipynb #76976818
 MODES = ("bilinear", "bicubic", "soft", "nearest")
 
 def resample(
@@ -27,7 +27,8 @@ def resample(
     if mode not in MODES: raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if not len(x): return x
     (c, h, w), fill = x.shape[1:], torch.as_tensor(fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-    if len(fill) not in (1, c): raise ValueError(f"fill must be one number, or one for each of the {c} channels, got {len(fill)}")
+    if len(fill) not in (1, c):
+        raise ValueError(f"fill must be one number, or one for each of the {c} channels, got {len(fill)}")
     to_iso = torch.tensor([w, h, min(h, w)], dtype=source.dtype, device=x.device) / min(h, w)  # grid units -> ours
     theta = (source * to_iso / to_iso[:, None])[:, :2]
     grid = _affine_grid(theta, h, w)
@@ -39,7 +40,7 @@ def resample(
     return torch.where(same[:, None, None, None], x, y)
 
 def _affine_grid(theta, h, w):
-    "`F.affine_grid(theta, (N, C, h, w), align_corners=False)` as one matrix product, which on a CPU takes a tenth of the time."
+    "`F.affine_grid(theta, (N, C, h, w), align_corners=False)` as one matrix product: a tenth of the time on a CPU."
     along = lambda n: (2*torch.arange(n, dtype=theta.dtype, device=theta.device) + 1)/n - 1
     points = torch.stack([along(w).expand(h, w), along(h)[:, None].expand(h, w), theta.new_ones(h, w)]).view(3, h*w)
     return (theta.reshape(-1, 3) @ points).view(-1, 2, h, w).permute(0, 2, 3, 1)
@@ -50,7 +51,7 @@ def _within(y, x, fill, bilinear):
     if bilinear is not None: lo, hi = (bilinear + lo)/2, (bilinear + hi)/2
     return torch.minimum(torch.maximum(y, lo), hi)
 
-# %% ../nbs/02_affine.ipynb #1d651e7c
+# %% ../nbs/02_affine.ipynb #77d4296c
 def invert(
     mat: Tensor,  # (..., 3, 3)
 ) -> Tensor:  # (..., 3, 3)
@@ -61,7 +62,8 @@ def invert(
     if not m.isfinite().all(): raise ValueError("mat must be finite, got NaN or infinity")
     det = (m[..., 0, 0]*m[..., 1, 1] - m[..., 0, 1]*m[..., 1, 0]).flatten()
     bad = (~(det.abs() > 1e-6)).nonzero()
-    if len(bad): raise ValueError(f"mat must be invertible, but mat {bad[0].item()} has the determinant {det[bad[0]].item():.3g}")
+    if len(bad):
+        raise ValueError(f"mat must be invertible, but number {bad[0].item()} has determinant {det[bad[0]].item():.3g}")
     return torch.linalg.inv(mat)
 
 def _what(v): return f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
@@ -72,12 +74,13 @@ def warp(
     fill: float | Tensor = 0.0,  # background outside the canvas, a number or (C,)
     mode: str = "bilinear",  # one of `MODES`
 ) -> Tensor:  # (N, C, H, W)
-    "Move the content of images by `mat`; differentiable in both. `ValueError` for a mat of another shape or without an inverse."
+    "Move the content of images by `mat`; differentiable. `ValueError` for a mat of a wrong shape or without inverse."
     x, back = check_images(x, values=False), invert(mat)
-    if mat.shape[:-2] not in ((), (len(x),)): raise ValueError(f"mat must have one matrix for each of the {len(x)} images, got the shape {tuple(mat.shape)}")
+    if mat.shape[:-2] not in ((), (len(x),)):
+        raise ValueError(f"mat must have one matrix for each of the {len(x)} images, got the shape {tuple(mat.shape)}")
     return resample(x, back.to(x.dtype).expand(len(x), 3, 3), fill, mode)
 
-# %% ../nbs/02_affine.ipynb #145bf79f
+# %% ../nbs/02_affine.ipynb #05a4185f
 NAMES = ("angle", "scale_x", "scale_y", "shear", "shift_x", "shift_y")  # the order of the columns of a pose
 IDENTITY = {"angle": 0.0, "scale_x": 1.0, "scale_y": 1.0, "shear": 0.0, "shift_x": 0.0, "shift_y": 0.0}
 
@@ -91,14 +94,17 @@ def _bounds(name, b):
             raise ValueError(f"{name} must be a finite number above {int(scale)}, or a pair (lowest, highest), got {b}")
         b = (1/b, b) if scale else (-b, b)
     lo, hi = (float(v) for v in b)
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi): raise ValueError(f"{name} must have lowest < highest, got ({lo:g}, {hi:g})")
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"{name} must have lowest < highest, got ({lo:g}, {hi:g})")
     if scale and lo <= 0: raise ValueError(f"{name} must be positive, got ({lo:g}, {hi:g})")
-    if name == "angle" and hi - lo > 360: raise ValueError(f"angle must cover at most the full circle (angle=180), got ({lo:g}, {hi:g})")
+    if name == "angle" and hi - lo > 360:
+        raise ValueError(f"angle must cover at most the full circle (angle=180), got ({lo:g}, {hi:g})")
     return lo, hi
 
-# %% ../nbs/02_affine.ipynb #13ae52f3
+# %% ../nbs/02_affine.ipynb #1496b734
 class PoseSpace:
-    "Named, bounded poses. Each bound is a number, a pair (lowest, highest), or None: that parameter stays at the identity. `ValueError` for bounds that make no sense."
+    """Named, bounded poses. Each bound is a number, a pair (lowest, highest), or None: that parameter stays at the
+    identity. `ValueError` for bounds that make no sense."""
 
     def __init__(
         self,
@@ -108,10 +114,12 @@ class PoseSpace:
         shift=None,  # both shifts, fraction of half the image
         *, scale_x=None, scale_y=None, shift_x=None, shift_y=None,  # one at a time
     ):
-        given = dict(angle=angle, scale_x=scale if scale_x is None else scale_x, scale_y=scale if scale_y is None else scale_y,
-                     shear=shear, shift_x=shift if shift_x is None else shift_x, shift_y=shift if shift_y is None else shift_y)
+        given = dict(angle=angle, scale_x=scale_x, scale_y=scale_y, shear=shear, shift_x=shift_x, shift_y=shift_y)
+        both = {"scale": scale, "shift": shift}  # what is not given for one direction
+        given = {k: both.get(k[:-2]) if b is None else b for k, b in given.items()}
         self.bounds = {k: _bounds(k, b) for k, b in given.items() if b is not None}
-        if not self.bounds: raise ValueError("at least one parameter must vary: give a bound for angle, scale, shear or shift")
+        if not self.bounds:
+            raise ValueError("at least one parameter must vary: give a bound for angle, scale, shear or shift")
         self.names = tuple(self.bounds)
         self.periodic = tuple(k == "angle" and b[1] - b[0] == 360 for k, b in self.bounds.items())
 
@@ -119,7 +127,7 @@ class PoseSpace:
     def __repr__(self): return f"PoseSpace({', '.join(f'{k}=({a:g}, {b:g})' for k, (a, b) in self.bounds.items())})"
 
     def _limits(self, like):
-        "Lowest, highest (scales by their logarithm), and which columns are scales and which periodic, on the device of `like`."
+        "Lowest, highest (scales by their logarithm), which columns are scales, and which periodic; placed as `like`."
         log = [k.startswith("scale") for k in self.names]
         lo, hi = ([math.log(b[i]) if s else b[i] for s, b in zip(log, self.bounds.values())] for i in (0, 1))
         new = lambda v, dtype=like.dtype: torch.tensor(v, dtype=dtype, device=like.device)
@@ -134,7 +142,7 @@ class PoseSpace:
         "Points of the unit cube as poses: periodic ones wrap around, others stop at their bounds."
         lo, hi, log, periodic = self._limits(u)
         v = lo + (hi - lo)*torch.where(periodic, u - u.floor(), u.clamp(0, 1))
-        return torch.where(log, torch.where(log, v, 0).exp(), v)  # exp of an angle would overflow and spoil the gradient
+        return torch.where(log, torch.where(log, v, 0).exp(), v)  # exp of an angle would spoil the gradient
 
     def identity(self, n: int = 1) -> Tensor:  # (n, D)
         "The pose that moves nothing (whether or not the bounds contain it)."
@@ -151,12 +159,13 @@ class PoseSpace:
     ) -> Tensor:  # (..., 3, 3)
         r"The motion $A = T R\,\mathrm{Shear}\,\mathrm{Scale}$ of each pose; differentiable."
         if pose.shape[-1] != len(self):
-            raise ValueError(f"pose must have {len(self)} columns, {', '.join(self.names)}, got the shape {tuple(pose.shape)}")
+            raise ValueError(f"pose must have the columns {', '.join(self.names)}, got the shape {tuple(pose.shape)}")
         zero, one = torch.zeros_like(pose[..., 0]), torch.ones_like(pose[..., 0])
         p = {k: one if k.startswith("scale") else zero for k in NAMES} | self.as_dict(pose)
         a, k, sx, sy = torch.deg2rad(p["angle"]), p["shear"], p["scale_x"], p["scale_y"]
         c, s, (h, w), short = a.cos(), a.sin(), size, min(size)
-        rows = [c*sx, (c*k + s)*sy, p["shift_x"]*(w/short), -s*sx, (c - s*k)*sy, p["shift_y"]*(h/short), zero, zero, one]
+        tx, ty = p["shift_x"]*(w/short), p["shift_y"]*(h/short)
+        rows = [c*sx, (c*k + s)*sy, tx, -s*sx, (c - s*k)*sy, ty, zero, zero, one]
         return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # (n, D)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
-# %% ../nbs/09_cli.ipynb #507f58f3
+# %% ../nbs/09_cli.ipynb #b0fb2458
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Affine Variational Autoencoders: a small VAE that handles images in any pose.")
 
@@ -28,15 +28,17 @@ def _version(wanted: bool):
         raise typer.Exit()
 
 @app.callback()
-def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False): pass
+def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                             help="Show the version and exit.")] = False): pass
 
-# %% ../nbs/09_cli.ipynb #622e23ba
+# %% ../nbs/09_cli.ipynb #96f234d0
 def _check_folder(path):
     "Make the folder; fail before the work, not after it, if nothing can be written there."
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-    except (FileExistsError, NotADirectoryError) as e: raise OSError(f"cannot write into {path}: it is not a folder") from e
+    except (FileExistsError, NotADirectoryError) as e:
+        raise OSError(f"cannot write into {path}: it is not a folder") from e
     except OSError as e: raise OSError(f"cannot write into {path}: {e.strerror}") from e
 
 def _check_file(path):
@@ -48,15 +50,19 @@ def format_report(
     report: dict,  # from `evaluate_rotation`
 ) -> str:  # lines of text
     "The table of the demo."
-    names = {"vae_upright": "VAE, upright digits", "vae_rotated": "VAE, rotated digits", "avae_rotated": "AVAE, rotated digits", "oracle_rotated": "dense oracle, rotated"}
-    lines = [f"{'':24}{'loss':>8}{'above floor':>14}{'passes':>9}{'ms':>9}", f"{'':24}{'nats':>8}{'nats':>14}{'/ image':>9}{'/ image':>9}"]
-    lines += [f"{label:24}{report[k]:8.1f}{report[k + '_excess']:14.1f}{report[k + '_passes']:9d}{report[k + '_ms']:9.2f}" for k, label in names.items()]
+    names = {"vae_upright": "VAE, upright digits", "vae_rotated": "VAE, rotated digits",
+             "avae_rotated": "AVAE, rotated digits", "oracle_rotated": "dense oracle, rotated"}
+    lines = [f"{'':24}{'loss':>8}{'above floor':>14}{'passes':>9}{'ms':>9}",
+             f"{'':24}{'nats':>8}{'nats':>14}{'/ image':>9}{'/ image':>9}"]
+    for k, label in names.items():
+        loss, excess, passes, ms = (report[k + end] for end in ("", "_excess", "_passes", "_ms"))
+        lines.append(f"{label:24}{loss:8.1f}{excess:14.1f}{passes:9d}{ms:9.2f}")
     return "\n".join(lines + [
         "", f"The AVAE wins back {report['closed']:.0%} of what the rotation costs the VAE.",
-        f"Angle: median error {report['angle_error_median']:.1f} degrees, {report['angle_within_15']:.0%} within 15 degrees of where the upright twin",
-        "is put (0, 1 and 8 modulo half a turn)."])
+        f"Angle: median error {report['angle_error_median']:.1f} degrees,",
+        f"{report['angle_within_15']:.0%} within 15 degrees of where the upright twin is put (0, 1 and 8 modulo half a turn)."])
 
-# %% ../nbs/09_cli.ipynb #d5e8460c
+# %% ../nbs/09_cli.ipynb #066adde4
 @app.command()
 def demo(
     n: Annotated[int, typer.Option(min=1, max=2000, help="How many test digits to rotate.")] = 200,
@@ -80,15 +86,19 @@ def demo(
     avae = AffineVAE(load_pretrained("mnist-l8"), PoseSpace(angle=180), budget=budget).eval().to(device)
     x, labels = mnist_sample("test")
     x, labels = x[:n].to(device), labels[:n]
-    print(f"{n} test digits, each turned by a random angle; a VAE with {avae.vae.latent} latents that has only seen upright ones.\n")
+    print(f"{n} test digits, each turned by a random angle; a VAE with {avae.vae.latent} latents\n"
+          "that has only seen upright ones.\n")
     report = evaluate_rotation(avae, x, labels, seed)
     print(format_report(report))
     _story(avae, x, labels, seed, out/"story.png")
-    curve = loss_over_angle(avae, x[:64], progress=lambda it: tqdm(it, "loss over the angle", leave=False, disable=None))
+    bar = lambda it: tqdm(it, "loss over the angle", leave=False, disable=None)
+    curve = loss_over_angle(avae, x[:64], progress=bar)
     save_figure(plot_loss_over_angle(curve), out/"loss_over_angle.png")
     if json_file:
-        with atomic_write(json_file) as tmp: tmp.write_text(json.dumps(report | {"seed": seed, "loss_over_angle": curve}, indent=1))
-    print(f"\nPictures: {out/'story.png'} and {out/'loss_over_angle.png'}" + (f"\nNumbers:  {json_file}" if json_file else ""))
+        numbers = json.dumps(report | {"seed": seed, "loss_over_angle": curve}, indent=1)
+        with atomic_write(json_file) as tmp: tmp.write_text(numbers)
+    print(f"\nPictures: {out/'story.png'} and {out/'loss_over_angle.png'}")
+    if json_file: print(f"Numbers:  {json_file}")
 
 def _story(avae, x, labels, seed, path):
     "The story in one picture: one digit of each kind under a random angle."
@@ -99,20 +109,20 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #9abb77cf
+# %% ../nbs/09_cli.ipynb #c1909202
 Data = Enum("Data", {k: k for k in ("sample", "mnist", "fashion_mnist", "kmnist")}, type=str)
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Weight file to write (.safetensors).")] = Path("vae.safetensors"),
-    data: Annotated[Data, typer.Option(help="'sample' comes with the package; the others are read from the folder AVAE_DATA.")] = Data.sample,
-    arch: Annotated[Arch, typer.Option(help="Architecture: the lean default, or that of the 2019 paper.")] = Arch.default,
+    data: Annotated[Data, typer.Option(help="'sample' comes with the package, others from AVAE_DATA.")] = Data.sample,
+    arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
     latent: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 20,
     lr: Annotated[float, typer.Option(help="Highest learning rate of the one-cycle schedule.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
-    valid: Annotated[int, typer.Option(min=0, help="Images of the training split set aside to choose the best epoch.")] = 1000,
+    valid: Annotated[int, typer.Option(min=0, help="Training images set aside to choose the best epoch.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the split, the start weights, the order and the codes.")] = 0,
     download: Annotated[bool, typer.Option(help="Fetch the data set if it is not there.")] = False,
 ):
@@ -122,12 +132,14 @@ def train(
     from avae.data import load_dataset, mnist_sample
     from avae.models import VAE, save_vae
     from avae.training import split_valid, train_vae
-    images = (mnist_sample("train") if data == Data.sample else load_dataset(data.value, "train", download=download)).images
-    images, held_out = split_valid(images, valid, seed)
+    name = data.value
+    data = mnist_sample("train") if data == Data.sample else load_dataset(name, "train", download=download)
+    images, held_out = split_valid(data.images, valid, seed)
     set_seed(seed)
     vae = VAE(latent, arch=arch.value)
-    history = train_vae(vae, images, held_out, epochs, batch_size, lr, seed=seed, report=lambda e: print(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f}   nats per image", flush=True))
-    command = (f"avae train --data {data.value} --arch {arch.value} --latent {latent} --epochs {epochs} --lr {lr:g} "
+    say = lambda e: print(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f}   nats", flush=True)
+    history = train_vae(vae, images, held_out, epochs, batch_size, lr, seed=seed, report=say)
+    command = (f"avae train --data {name} --arch {arch.value} --latent {latent} --epochs {epochs} --lr {lr:g} "
                f"--batch-size {batch_size} --valid {valid} --seed {seed}")
     save_vae(vae.cpu(), out, command=command, history=repr([tuple(h) for h in history]))
     print(f"wrote {out}")

@@ -36,7 +36,7 @@ def evaluating(module: torch.nn.Module):  # any module
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/00_core.ipynb #addbcaac
+# %% ../nbs/00_core.ipynb #cedbe17a
 def check_images(
     x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8 in 0-255
     channels: int | None = None,  # C that is expected, any if None
@@ -55,7 +55,8 @@ def check_images(
     return _check_values(x) if values else x
 
 def _rank_hint(x):
-    return {2: ": use x[None, None] for one grey image", 3: ": use x[:, None] for grey images, x[None] for one image"}.get(x.dim(), "")
+    hints = {2: ": use x[None, None] for one grey image", 3: ": use x[:, None] for grey images, x[None] for one image"}
+    return hints.get(x.dim(), "")
 
 def _check_values(x):
     if not x.numel(): return x
@@ -65,7 +66,7 @@ def _check_values(x):
     if lo < -1e-6 or hi > 1 + 1e-6: raise ValueError(f"x must lie in [0, 1], got values from {lo:.3g} to {hi:.3g}")
     return x if lo >= 0 and hi <= 1 else x.clamp(0, 1)  # the last digit of an interpolation may stick out
 
-# %% ../nbs/00_core.ipynb #1a10f058
+# %% ../nbs/00_core.ipynb #2eb2bc56
 @contextmanager
 def atomic_write(path: str | Path):  # the file to write; its folder is made if need be
     "Gives a temporary path beside `path` to write to, and renames it on success. `OSError` names the file that failed."
@@ -75,7 +76,8 @@ def atomic_write(path: str | Path):  # the file to write; its folder is made if 
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
         os.replace(tmp, path)
-    except (FileExistsError, NotADirectoryError) as e: raise OSError(f"cannot write {path}: {path.parent} is not a folder") from e
+    except (FileExistsError, NotADirectoryError) as e:
+        raise OSError(f"cannot write {path}: {path.parent} is not a folder") from e
     except OSError as e: raise OSError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         if tmp.parent.is_dir(): tmp.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import check_images
 
-# %% ../nbs/01_data.ipynb #831d43f5
+# %% ../nbs/01_data.ipynb #36301139
 def pad_to(
     x: Tensor,  # (N, C, H, W)
     size: int,  # side of the square canvas in pixels, at least H and W
@@ -24,7 +24,8 @@ def pad_to(
 ) -> Tensor:  # (N, C, size, size), the image in the middle (one pixel up and left of it if the margin is odd)
     "Put images in the middle of a larger square canvas; `ValueError` if they do not fit."
     h, w = x.shape[-2:]
-    if size < max(h, w): raise ValueError(f"size must be at least {max(h, w)}, the larger side of the images, got {size}")
+    if size < max(h, w):
+        raise ValueError(f"size must be at least {max(h, w)}, the larger side of the images, got {size}")
     top, left = (size - h)//2, (size - w)//2
     return F.pad(x, (left, size - w - left, top, size - h - top), value=fill)
 
@@ -39,24 +40,25 @@ def _to_images(raw, labels, size):
     x = check_images(x[:, None] if x.dim() == 3 else x)
     return Images(pad_to(x, size) if size else x, torch.as_tensor(np.asarray(labels)).long())
 
-# %% ../nbs/01_data.ipynb #c4cc64e7
+# %% ../nbs/01_data.ipynb #84d1ddbf
 def mnist_sample(
     split: str = "test",  # "train" (10,000 digits) or "test" (2,000)
     size: int | None = 40,  # side of the canvas in pixels, None for the original 28
 ) -> Images:  # images (N, 1, size, size) and labels (N,), in random order
     "MNIST digits that come with the package; no download. `ValueError` for another split."
     if split not in ("train", "test"): raise ValueError(f'split must be "train" or "test", got {split!r}')
-    with np.load(files("avae")/"mnist_sample.npz", allow_pickle=False) as f: return _to_images(f[split], f[f"{split}_labels"], size)
+    with np.load(files("avae")/"mnist_sample.npz", allow_pickle=False) as f:
+        return _to_images(f[split], f[f"{split}_labels"], size)
 
-# %% ../nbs/01_data.ipynb #837ac5f5
-DATASETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "emnist": "EMNIST"}  # name here -> class in torchvision
+# %% ../nbs/01_data.ipynb #e2838a2e
+DATASETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "emnist": "EMNIST"}  # -> torchvision
 
 def data_dir() -> Path:  # the folder AVAE_DATA names, else avae/ in the user's cache
     "The folder that data sets are kept in."
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home()/".cache"))/"avae"
     return Path(os.environ.get("AVAE_DATA") or default).expanduser()
 
-# %% ../nbs/01_data.ipynb #f11b0994
+# %% ../nbs/01_data.ipynb #0c729291
 def load_dataset(
     name: str = "mnist",  # "mnist", "fashion_mnist", "kmnist" or "emnist" (its 26 letters, labels 1-26)
     split: str = "test",  # "train" or "test"
@@ -64,7 +66,7 @@ def load_dataset(
     root: str | Path | None = None,  # folder of the data sets; `data_dir()` if None
     download: bool = False,  # fetch the set if it is not there?
 ) -> Images:  # images (N, 1, size, size), labels (N,)
-    "A whole data set through torchvision. `ValueError` for an unknown name, `FileNotFoundError` if it is not on this machine."
+    "A data set through torchvision. `ValueError` for an unknown name, `FileNotFoundError` if it is not here."
     from torchvision import datasets
     if name not in DATASETS: raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
     if split not in ("train", "test"): raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -72,11 +74,11 @@ def load_dataset(
     extra = {"split": "letters"} if name == "emnist" else {}
     try: ds = getattr(datasets, DATASETS[name])(root, train=split == "train", download=download, **extra)
     except RuntimeError as e:
-        raise FileNotFoundError(f"no {DATASETS[name]} in {root}: set AVAE_DATA to its folder or pass download=True ({e})") from e
+        raise FileNotFoundError(f"no {DATASETS[name]} in {root}: set AVAE_DATA to its folder, or download it ({e})") from e
     raw = ds.data.transpose(1, 2) if name == "emnist" else ds.data  # EMNIST stores its letters lying on their side
     return _to_images(raw, ds.targets, size)
 
-# %% ../nbs/01_data.ipynb #64aed1ec
+# %% ../nbs/01_data.ipynb #e633a36f
 def _segment_distance(p, a, b):
     "Distance of the points `p` (H, W, 2) from the segments `a`-`b`, both (N, K, 2) -> (N, K, H, W)."
     a, b = a[:, :, None, None], b[:, :, None, None]
@@ -91,8 +93,9 @@ def toy_glyphs(
 ) -> Tensor:  # (n, 1, size, size) in [0, 1]
     "Upright letters F of slightly varying shape: asymmetric images for tests of poses."
     g = torch.Generator().manual_seed(seed)
-    strokes = torch.tensor([[[-.28, -.45], [-.28, .45]], [[-.28, -.45], [.34, -.45]], [[-.28, -.05], [.16, -.05]]])  # x right, y down
-    ends = strokes + 0.05*torch.randn(n, 1, 1, 2, generator=g)*torch.tensor([0., 1.]) + 0.03*torch.randn(n, 3, 2, 2, generator=g)
+    strokes = torch.tensor([[[-.28, -.45], [-.28, .45]], [[-.28, -.45], [.34, -.45]], [[-.28, -.05], [.16, -.05]]])
+    move = 0.05*torch.randn(n, 1, 1, 2, generator=g)*torch.tensor([0., 1.])
+    ends = strokes + move + 0.03*torch.randn(n, 3, 2, 2, generator=g)
     width = 0.07 + 0.03*torch.rand(n, 1, 1, generator=g)  # half the stroke, 1 = half the image
     t = (torch.arange(size) + 0.5) / size*2 - 1
     p = torch.stack(torch.meshgrid(t, t, indexing="xy"), -1)

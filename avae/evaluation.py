@@ -26,7 +26,7 @@ def angle_error(
     if labels is not None: period = torch.tensor([PERIODS.get(int(c), 360.0) for c in labels]).to(a)
     return ((a - b + period/2) % period - period/2).abs()
 
-# %% ../nbs/06_evaluation.ipynb #3d798bfc
+# %% ../nbs/06_evaluation.ipynb #ee385ea8
 @torch.no_grad()
 def _timed(f, n):
     "The result of `f()` and the milliseconds it took for each of n images."
@@ -46,7 +46,8 @@ def evaluate_rotation(
     budget: int | None = None,  # passes per image of the search
 ) -> dict:  # numbers, see above; losses in nats per image
     "Compare VAE, AVAE and a dense oracle on images turned by random angles (made with the bicubic warp)."
-    if avae.poses.names != ("angle",): raise ValueError(f"avae must search the angle only, got {', '.join(avae.poses.names)}")
+    if avae.poses.names != ("angle",):
+        raise ValueError(f"avae must search the angle only, got {', '.join(avae.poses.names)}")
     if not len(x): raise ValueError("x must hold at least one image, got none")
     views, pose = random_views(x, avae.poses, seed)
     identity, n = avae.poses.identity(len(x)).to(x), len(x)
@@ -54,28 +55,35 @@ def evaluate_rotation(
     vae_upright, ms_upright = _timed(lambda: given(x, identity), n)
     vae_rotated, ms_vae = _timed(lambda: given(views, identity), n)
     found, ms_avae = _timed(lambda: avae(views, budget), n)
-    oracle, ms_oracle = _timed(lambda: torch.cat([scan(avae.energy, avae.poses, b).energy for b in views.split(avae.chunk)]), n)
+    look = lambda: torch.cat([scan(avae.energy, avae.poses, b).energy for b in views.split(avae.chunk)])
+    oracle, ms_oracle = _timed(look, n)
     twin = avae(x, budget).pose  # where the search puts the upright image: its own canonical pose
     error = angle_error(found.pose[:, 0], (twin + pose)[:, 0], labels)
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright), vae_rotated=(vae_rotated, views, 1, ms_vae),
-                avae_rotated=(-found.elbo, views, found.passes, ms_avae), oracle_rotated=(oracle, views, 361, ms_oracle))
+                avae_rotated=(-found.elbo, views, found.passes, ms_avae),
+                oracle_rotated=(oracle, views, 361, ms_oracle))
     return _report(rows, avae.likelihood.floor, true_pose=given(views, pose), error=error)
 
-# %% ../nbs/06_evaluation.ipynb #fc34e058
+# %% ../nbs/06_evaluation.ipynb #c51845cb
 def _report(rows, floor, true_pose, error):
     "Averages of the rows (loss, images, passes, milliseconds), and where the difference goes."
     out = {}
     for name, (loss, images, passes, ms) in rows.items():
-        out |= {name: _mean(loss), f"{name}_excess": _mean(loss - floor(images)), f"{name}_passes": passes, f"{name}_ms": ms}
+        out |= {name: _mean(loss), f"{name}_excess": _mean(loss - floor(images))}
+        out |= {f"{name}_passes": passes, f"{name}_ms": ms}
     lost = out["vae_rotated"] - out["vae_upright"]
-    out |= dict(closed=(out["vae_rotated"] - out["avae_rotated"])/lost if lost else float("nan"), true_pose_rotated=_mean(true_pose),
-                floor_upright=out["vae_upright"] - out["vae_upright_excess"], floor_rotated=out["vae_rotated"] - out["vae_rotated_excess"])
-    out["left_over"] = dict(total=out["avae_rotated"] - out["vae_upright"], interpolation=out["true_pose_rotated"] - out["vae_upright"],
-                            freedom=out["oracle_rotated"] - out["true_pose_rotated"], search=out["avae_rotated"] - out["oracle_rotated"])
+    out |= dict(closed=(out["vae_rotated"] - out["avae_rotated"])/lost if lost else float("nan"),
+                floor_upright=out["vae_upright"] - out["vae_upright_excess"],
+                floor_rotated=out["vae_rotated"] - out["vae_rotated_excess"], true_pose_rotated=_mean(true_pose))
+    out["left_over"] = dict(total=out["avae_rotated"] - out["vae_upright"],
+                            interpolation=out["true_pose_rotated"] - out["vae_upright"],
+                            freedom=out["oracle_rotated"] - out["true_pose_rotated"],
+                            search=out["avae_rotated"] - out["oracle_rotated"])
     return out | dict(angle_error_median=error.median().item(), angle_within_15=_mean((error < 15).float()),
-                      passes_per_image=out["avae_rotated_passes"], seconds_per_image=out["avae_rotated_ms"]/1000, n_images=len(error))
+                      passes_per_image=out["avae_rotated_passes"], seconds_per_image=out["avae_rotated_ms"]/1000,
+                      n_images=len(error))
 
-# %% ../nbs/06_evaluation.ipynb #9fbf52bc
+# %% ../nbs/06_evaluation.ipynb #a8eec8f7
 @torch.no_grad()
 def loss_over_angle(
     avae: AffineVAE,  # with an angle as its only pose parameter, in eval mode
@@ -86,11 +94,13 @@ def loss_over_angle(
 ) -> dict:  # lists over the angles: angle, and mean and standard error of vae, avae and floor, in nats per image
     "How VAE and AVAE explain images turned by every angle (bicubic views)."
     angles = torch.arange(-180, 180 + step/2, step).tolist()
-    out = {"angle": angles, "n_images": len(x)} | {f"{k}{s}": [] for k in ("vae", "avae", "floor") for s in ("", "_sem")}
+    columns = [f"{k}{s}" for k in ("vae", "avae", "floor") for s in ("", "_sem")]
+    out = {"angle": angles, "n_images": len(x)} | {k: [] for k in columns}
     for a in progress(angles):
         pose = torch.full((len(x), 1), a).to(x)
         views = warp(x, avae.poses.mat(pose), avae.fill, "bicubic")
-        losses = dict(vae=-avae(views, pose=torch.zeros_like(pose)).elbo, avae=-avae(views, budget).elbo, floor=avae.likelihood.floor(views))
+        losses = dict(vae=-avae(views, pose=torch.zeros_like(pose)).elbo, avae=-avae(views, budget).elbo,
+                      floor=avae.likelihood.floor(views))
         for k, v in losses.items():
             out[k].append(_mean(v)); out[f"{k}_sem"].append((v.cpu().double().std(unbiased=False)/len(v)**0.5).item())
     return out

@@ -97,7 +97,7 @@ class PaperLoss:
         "The distance that is left when `xhat` is the nearest point of [0, 1]."
         return self.nll(x, ((x - self.mean)/self.std).clamp(0, 1))
 
-# %% ../nbs/03_models.ipynb #4fdf3454
+# %% ../nbs/03_models.ipynb #5360044f
 def paper_nets(
     latent: int,  # L
     size: tuple[int, int],  # (H, W), both divisible by 4
@@ -105,8 +105,10 @@ def paper_nets(
 ) -> tuple[nn.Module, nn.Module]:  # encoder (N, C, H, W) -> (N, 2L), decoder (N, L) -> (N, C, H, W)
     "The architecture of Bidart and Wong (2019); `ValueError` for a size not divisible by 4."
     h, w = size
-    if h % 4 or w % 4 or min(h, w) < 8: raise ValueError(f'arch "paper" needs a size of at least 8, divisible by 4, got {size}')
-    conv, convt, bn, act = partial(nn.Conv2d, bias=False), partial(nn.ConvTranspose2d, bias=False), nn.BatchNorm2d, nn.ELU
+    if h % 4 or w % 4 or min(h, w) < 8:
+        raise ValueError(f'arch "paper" needs a size of at least 8, divisible by 4, got {size}')
+    conv, convt = partial(nn.Conv2d, bias=False), partial(nn.ConvTranspose2d, bias=False)
+    bn, act = nn.BatchNorm2d, nn.ELU
     encoder = nn.Sequential(
         conv(channels, 32, 5, 1, 2), bn(32), act(),
         conv(32, 32, 4, 2, 1), bn(32), act(),
@@ -120,7 +122,7 @@ def paper_nets(
         nn.ConvTranspose2d(16, channels, 3, 1, 1), nn.Sigmoid())
     return encoder, decoder
 
-# %% ../nbs/03_models.ipynb #225440a6
+# %% ../nbs/03_models.ipynb #01a88d49
 class CropTo(nn.Module):
     "Keep the middle (H, W) of an image."
 
@@ -148,8 +150,9 @@ def lean_nets(
         *block(nn.Conv2d, channels, a), *block(nn.Conv2d, a, b), *block(nn.Conv2d, b, c), nn.Flatten(),
         nn.Linear(c*(h//8)*(w//8), hidden), nn.SiLU(), nn.Linear(hidden, 2*latent))
     decoder = nn.Sequential(
-        nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, c*up_h*up_w), nn.SiLU(), nn.Unflatten(1, (c, up_h, up_w)),
-        *block(nn.ConvTranspose2d, c, b), *block(nn.ConvTranspose2d, b, a), nn.ConvTranspose2d(a, channels, 4, 2, 1), CropTo(size), nn.Sigmoid())
+        nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, c*up_h*up_w), nn.SiLU(),
+        nn.Unflatten(1, (c, up_h, up_w)), *block(nn.ConvTranspose2d, c, b), *block(nn.ConvTranspose2d, b, a),
+        nn.ConvTranspose2d(a, channels, 4, 2, 1), CropTo(size), nn.Sigmoid())
     return encoder, decoder
 
 ARCHS = {"default": lean_nets, "paper": paper_nets}
@@ -168,7 +171,7 @@ def reparameterize(mu: Tensor, logvar: Tensor, sample: bool = True) -> Tensor:  
     r"$z = \mu + \sigma\epsilon$ with $\epsilon\sim\mathcal N(0, I)$; just `mu` if `sample` is False."
     return mu + (0.5*logvar).exp()*torch.randn_like(mu) if sample else mu
 
-# %% ../nbs/03_models.ipynb #6964614e
+# %% ../nbs/03_models.ipynb #cd0c3ab4
 class VAE(nn.Module):
     "A variational autoencoder for images of one size. In eval mode `z = mu`, so it is deterministic."
 
@@ -183,13 +186,14 @@ class VAE(nn.Module):
     ):
         super().__init__()
         if arch not in ARCHS: raise ValueError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
-        if latent < 1 or channels < 1: raise ValueError(f"latent and channels must be at least 1, got {latent} and {channels}")
+        if latent < 1 or channels < 1:
+            raise ValueError(f"latent and channels must be at least 1, got {latent} and {channels}")
         self.latent, self.channels, self.arch = latent, channels, arch
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels)
         self.likelihood = likelihood or Bernoulli()
         self.prior = prior or getattr(self.likelihood, "prior", StandardNormal())
-        self.to(memory_format=torch.channels_last)  # the order of the weights in memory; convolutions are faster with it
+        self.to(memory_format=torch.channels_last)  # the order of weights in memory that is faster for convolutions
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, C, H, W) in [0, 1] -> mu, logvar (N, L)
         "The Gaussian of codes of each image."
@@ -218,9 +222,10 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:  # (n, C, H, W) in [0, 1]
         "Images of n codes drawn from the prior."
-        with evaluating(self): return self.decode(self.prior.sample(n, self.latent, device=next(self.parameters()).device))
+        device = next(self.parameters()).device
+        with evaluating(self): return self.decode(self.prior.sample(n, self.latent, device=device))
 
-# %% ../nbs/03_models.ipynb #3e26f3cb
+# %% ../nbs/03_models.ipynb #861a1ada
 PARTS = {c.__name__: c for c in (Bernoulli, Gaussian, PaperLoss, StandardNormal, PaperPrior)}
 
 def save_vae(
@@ -229,35 +234,42 @@ def save_vae(
     **info: str,  # further words for the header: the command, the data, the score
 ):
     "Write weights and what it takes to rebuild the model, all or nothing."
-    config = dict(latent=vae.latent, size=vae.size, channels=vae.channels, arch=vae.arch, likelihood=type(vae.likelihood).__name__, prior=type(vae.prior).__name__,
+    config = dict(latent=vae.latent, size=vae.size, channels=vae.channels, arch=vae.arch,
+                  likelihood=type(vae.likelihood).__name__, prior=type(vae.prior).__name__,
                   learned=any(p.requires_grad for n, p in vae.named_parameters() if n.startswith("likelihood.")))
     for k in ("likelihood", "prior"):
-        if config[k] not in PARTS: raise ValueError(f"{k} must be one of this module to be saved ({', '.join(PARTS)}), got {config[k]}")
-    data = save({k: v.contiguous() for k, v in vae.state_dict().items()}, metadata={"config": json.dumps(config), **info})
+        if config[k] not in PARTS:
+            raise ValueError(f"{k} must be one of {', '.join(PARTS)} to be saved, got {config[k]}")
+    state = {k: v.contiguous() for k, v in vae.state_dict().items()}
+    data = save(state, metadata={"config": json.dumps(config), **info})
     with atomic_write(path) as tmp: tmp.write_bytes(data)
 
 def load_vae(path: str | Path) -> VAE:  # in eval mode, on the CPU
-    "Read a model that `save_vae` wrote. `FileNotFoundError` if there is none, `ValueError` if it is damaged or something else."
+    "Read a model that `save_vae` wrote. `FileNotFoundError` if there is none, `ValueError` if it is damaged."
     if not Path(path).is_file(): raise FileNotFoundError(f"no weight file {path}")
     try:
-        with safe_open(path, "pt") as f: config, state = json.loads(f.metadata()["config"]), {k: f.get_tensor(k) for k in f.keys()}
+        with safe_open(path, "pt") as f:
+            config, state = json.loads(f.metadata()["config"]), {k: f.get_tensor(k) for k in f.keys()}
         learned = {"learned": True} if config.pop("learned", False) else {}
-        vae = VAE(**config | {"likelihood": PARTS[config["likelihood"]](**learned), "prior": PARTS[config.get("prior", "StandardNormal")]()})
+        likelihood, prior = PARTS[config["likelihood"]](**learned), PARTS[config.get("prior", "StandardNormal")]()
+        vae = VAE(**config | {"likelihood": likelihood, "prior": prior})
         vae.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{path} is damaged or no weight file of this package ({e})") from e
     return vae.eval()
 
-# %% ../nbs/03_models.ipynb #7f677a10
+# %% ../nbs/03_models.ipynb #dafe951b
 def pretrained_names() -> list[str]:
     "Names of the models that come with the package."
-    return sorted(p.name.removesuffix(".safetensors") for p in files("avae").iterdir() if p.name.endswith(".safetensors"))
+    names = [p.name for p in files("avae").iterdir() if p.name.endswith(".safetensors")]
+    return sorted(n.removesuffix(".safetensors") for n in names)
 
 def load_pretrained(
     name: str = "mnist-l8",  # "mnist-l8" (default architecture) or "mnist-l8-paper" (that of 2019)
 ) -> VAE:  # in eval mode, on the CPU
     "A VAE with 8 latents trained on the upright digits of MNIST's train split. `ValueError` for an unknown name."
-    if name not in pretrained_names(): raise ValueError(f"name must be one of {', '.join(pretrained_names())}, got {name!r}")
+    if name not in pretrained_names():
+        raise ValueError(f"name must be one of {', '.join(pretrained_names())}, got {name!r}")
     return load_vae(files("avae")/f"{name}.safetensors")
 
 # %% ../nbs/03_models.ipynb #ea5d0eee
@@ -274,15 +286,16 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #38c59c03
+# %% ../nbs/03_models.ipynb #a5f034bb
 class AffineVAE(nn.Module):
-    "Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best. It starts in the mode, train or eval, of that VAE."
+    """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
+    It starts in the mode, train or eval, of that VAE."""
 
     def __init__(
         self,
         vae: nn.Module,  # `encode(x) -> (mu, logvar)` and `decode(z) -> images in [0, 1]`
         poses: PoseSpace,  # the poses to expect
-        optimizer: Callable | None = None,  # `(energy, poses, x, budget=) -> SearchResult`; `optimizers.multistart` if None
+        optimizer: Callable | None = None,  # `(energy, poses, x, budget=) -> SearchResult`; `multistart` if None
         budget: int | None = None,  # passes per image; the optimizer's own default if None
         fill: float = 0.0,  # background of the images
         likelihood=None,  # the VAE's own, or `Bernoulli()`, if None
@@ -293,12 +306,13 @@ class AffineVAE(nn.Module):
         super().__init__()
         if not (callable(getattr(vae, "encode", None)) and callable(getattr(vae, "decode", None))):
             raise TypeError(f"vae must have the methods encode and decode, got {type(vae).__name__}")
-        if optimizer is None: from avae.optimizers import multistart as optimizer  # the next notebook; it does not need this one
+        if optimizer is None: from avae.optimizers import multistart as optimizer  # it does not need this module
         self.vae, self.poses, self.optimizer, self.budget = vae, poses, optimizer, budget
         own = lambda name, method: v if hasattr(v := getattr(vae, name, None), method) else None
         self.likelihood = likelihood or own("likelihood", "nll") or Bernoulli()
         self.prior = prior or own("prior", "kl") or getattr(self.likelihood, "prior", StandardNormal())
-        if not (0 <= torch.as_tensor(fill)).all() or not (torch.as_tensor(fill) <= 1).all(): raise ValueError(f"fill must lie in [0, 1], got {fill}")
+        if not ((torch.as_tensor(fill) >= 0) & (torch.as_tensor(fill) <= 1)).all():
+            raise ValueError(f"fill must lie in [0, 1], got {fill}")
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
@@ -318,30 +332,33 @@ class AffineVAE(nn.Module):
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
 
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
-        "What a search makes small: `-elbo - log prior` of each image under each of S poses of its own; differentiable in `pose`."
+        "What a search makes small: `-elbo - log prior` of each image under each of S poses; differentiable in `pose`."
         rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(pose.shape[1]), pose.flatten(0, 1)
         parts = [-self._elbo(x[i], p) for i, p in zip(rows.split(self.chunk), flat.split(self.chunk))]
         e = torch.cat(parts).view(pose.shape[:2])
         return e - self.pose_prior(pose) if self.pose_prior else e
 
     def _elbo(self, x, pose, least=16):
-        "The ELBO, computed for 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
+        "The ELBO, of 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
         n = len(x)
         if 0 < n < least: x, pose = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose))
         return self.explain(x, pose).elbo[:n]
 
-    def search(self, x: Tensor, budget: int | None = None):  # (N, C, H, W), passes per image -> `optimizers.SearchResult`
+    def search(self, x: Tensor, budget: int | None = None):  # (N, C, H, W), passes per image -> `SearchResult`
         "Find the pose of each image, in eval mode; nothing is learned."
         budget = self.budget if budget is None else budget
-        with evaluating(self): return self.optimizer(self.energy, self.poses, x, **({} if budget is None else {"budget": budget}))
+        limit = {} if budget is None else {"budget": budget}
+        with evaluating(self): return self.optimizer(self.energy, self.poses, x, **limit)
 
     def _check_pose(self, pose, n):
         "Known poses, if they are as many as the images, finite, and of positive scale."
-        if not isinstance(pose, Tensor) or tuple(pose.shape) != (n, len(self.poses)):
-            raise ValueError(f"pose must be a tensor of shape (N, D)={(n, len(self.poses))}, got {tuple(pose.shape) if isinstance(pose, Tensor) else pose!r}")
+        want, got = (n, len(self.poses)), tuple(pose.shape) if isinstance(pose, Tensor) else pose
+        if not isinstance(pose, Tensor) or got != want:
+            raise ValueError(f"pose must be a tensor (N, D)={want}, got {got}")
         if not pose.isfinite().all(): raise ValueError("pose must be finite, got NaN or infinity")
         for k, v in self.poses.as_dict(pose).items():
-            if k.startswith("scale") and (v <= 0).any(): raise ValueError(f"pose must have a positive {k}, got {v.min():g}")
+            if k.startswith("scale") and (v <= 0).any():
+                raise ValueError(f"pose must have a positive {k}, got {v.min():g}")
         return pose
 
     @torch.no_grad()
@@ -349,11 +366,15 @@ class AffineVAE(nn.Module):
         "Does somebody else's module keep to the contract? Tried on one image."
         with evaluating(self):
             try: mu, logvar = self.vae.encode(x)
-            except (TypeError, ValueError) as e: raise TypeError(f"vae.encode must take images and return (mu, logvar), both (N, L): {e}") from e
+            except (TypeError, ValueError) as e:
+                raise TypeError(f"vae.encode must return (mu, logvar), both (N, L): {e}") from e
             out = self.vae.decode(mu)
         if mu.shape != logvar.shape or out.shape != x.shape:
-            raise ValueError(f"vae.encode and vae.decode must return (N, L), (N, L) and images like {tuple(x.shape)}, got {tuple(mu.shape)}, {tuple(logvar.shape)} and {tuple(out.shape)}")
-        if not (out.min() >= 0 and out.max() <= 1): raise ValueError(f"vae.decode must return values in [0, 1], got {out.min():.3g} to {out.max():.3g}: is a sigmoid missing?")
+            got = ", ".join(str(tuple(v.shape)) for v in (mu, logvar, out))
+            raise ValueError(f"vae must encode to (N, L), (N, L) and decode to {tuple(x.shape)}, got {got}")
+        lo, hi = out.min().item(), out.max().item()
+        if not (lo >= 0 and hi <= 1):
+            raise ValueError(f"vae.decode must return values in [0, 1], got {lo:.3g} to {hi:.3g}: no sigmoid?")
 
     def forward(
         self,
@@ -361,7 +382,7 @@ class AffineVAE(nn.Module):
         budget: int | None = None,  # passes per image, the last one included; that of the model if None
         pose: Tensor | None = None,  # (N, D) known poses: no search
     ) -> AffineVAEOutput:
-        "Find the pose of each image and explain it; errors as `check_images`, and `ValueError` if the budget is too small."
+        "Find the pose of each image and explain it; errors as `check_images`, `ValueError` if the budget is too small."
         x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()))
         x = x.to(next((p.dtype for p in self.vae.parameters()), x.dtype))
         if len(x) and not isinstance(self.vae, VAE): self._try(x[:1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .affine import PoseSpace
 
-# %% ../nbs/04_optimizers.ipynb #54c809e0
+# %% ../nbs/04_optimizers.ipynb #35926265
 class SearchResult(NamedTuple):
     "The best pose of each of N images, and all that were tried."
     pose: Tensor  # (N, D)
@@ -31,7 +31,8 @@ def best_of(
     score = torch.where(energies.isfinite(), energies, math.inf)
     score = torch.cat([score[:, :1] - tie, score[:, 1:]], 1)
     i = score.argmin(1, keepdim=True)
-    return SearchResult(tried.gather(1, i[..., None].expand(-1, -1, tried.shape[-1]))[:, 0], energies.gather(1, i)[:, 0], passes, tried, energies)
+    pose = tried.gather(1, i[..., None].expand(-1, -1, tried.shape[-1]))[:, 0]
+    return SearchResult(pose, energies.gather(1, i)[:, 0], passes, tried, energies)
 
 # %% ../nbs/04_optimizers.ipynb #c259bfac
 def _grid(poses, n):
@@ -71,7 +72,7 @@ def value_and_grad(
             values.append(e.detach())
     return torch.cat(values).view(u.shape[:2]), torch.cat(grads).view(u.shape)
 
-# %% ../nbs/04_optimizers.ipynb #8143a741
+# %% ../nbs/04_optimizers.ipynb #f9477de3
 @torch.no_grad()
 def random_restarts(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats, differentiable
@@ -84,15 +85,19 @@ def random_restarts(
     descend: str = "all",  # from "all" starts, or from the "best" only
     seed: int = 0,  # of the starts
 ) -> SearchResult:
-    "Random starts and Adam (Bidart and Wong, 2019): 1 + 3 x starts x steps passes, or 1 + starts + 3 x steps from the best only."
+    """Random starts and Adam (Bidart and Wong, 2019): 1 + 3 x starts x steps passes, or 1 + starts + 3 x steps from
+    the best only. `ValueError` if the budget is too small."""
     if descend not in ("all", "best"): raise ValueError(f'descend must be "all" or "best", got {descend!r}')
     if budget is not None: starts = (budget - 2)//(3*steps) if descend == "all" else budget - 2 - 3*steps
-    if starts < 1: raise ValueError(f"budget must allow one start of {steps} steps, {3 + 3*steps - (descend == 'all')} passes per image, got {budget}")
+    least = 3*steps + (2 if descend == "all" else 3)
+    if starts < 1 or steps < 1:
+        raise ValueError(f"budget must allow one start of {steps} steps, {least} passes per image, got {budget}")
     identity = poses.identity(len(x)).to(x)[:, None]
     tried, energies, passes = [identity], [energy(x, identity)], 1
     u = poses.to_unit(poses.sample(starts, seed)).to(x).expand(len(x), -1, -1).clone()
     if descend == "best":
-        tried, energies, passes = tried + [poses.from_unit(u)], energies + [energy(x, poses.from_unit(u))], passes + starts
+        tried, passes = tried + [poses.from_unit(u)], passes + starts
+        energies.append(energy(x, tried[-1]))
         u = poses.to_unit(best_of(tried[-1], energies[-1], 0, tie=0).pose)[:, None]
     u = torch.nn.Parameter(u)
     adam = torch.optim.Adam([u], lr=lr)  # works element by element, so every start descends on its own
@@ -102,7 +107,7 @@ def random_restarts(
         adam.step()
     return best_of(torch.cat(tried, 1), torch.cat(energies, 1), passes)
 
-# %% ../nbs/04_optimizers.ipynb #22ed927d
+# %% ../nbs/04_optimizers.ipynb #76d39e4f
 def parabola_step(
     u: Tensor,  # (N, P) points tried so far, in [0, 1]
     f: Tensor,  # (N, P) their energies
@@ -112,8 +117,10 @@ def parabola_step(
     "The predicted bottoms of the k deepest valleys."
     u, order = (u % 1 if periodic else u).sort(1)
     f = f.gather(1, order).nan_to_num(nan=math.inf, posinf=1e30)
-    if periodic: a, c, fa, fc = torch.cat([u[:, -1:] - 1, u[:, :-1]], 1), torch.cat([u[:, 1:], u[:, :1] + 1], 1), f.roll(1, 1), f.roll(-1, 1)
-    else: a, c, fa, fc = (torch.cat(v, 1) for v in ([u[:, :1], u[:, :-1]], [u[:, 1:], u[:, -1:]], [f[:, :1], f[:, :-1]], [f[:, 1:], f[:, -1:]]))
+    left = lambda v, end: torch.cat([end, v[:, :-1]], 1)
+    right = lambda v, end: torch.cat([v[:, 1:], end], 1)
+    if periodic: a, c, fa, fc = left(u, u[:, -1:] - 1), right(u, u[:, :1] + 1), f.roll(1, 1), f.roll(-1, 1)
+    else: a, c, fa, fc = left(u, u[:, :1]), right(u, u[:, -1:]), left(f, f[:, :1]), right(f, f[:, -1:])
     l, r = (u - a).clamp_min(1e-9), (c - u).clamp_min(1e-9)
     sl, sr = (f - fa)/l, (fc - f)/r                      # slopes to the left and to the right
     slope, curve = (sl*r + sr*l)/(l + r), (sr - sl)/(l + r)  # f + slope*step + curve*step^2
@@ -127,7 +134,7 @@ def parabola_step(
     best = depth.topk(k, dim=1, largest=False).indices
     return (u + step).gather(1, best)
 
-# %% ../nbs/04_optimizers.ipynb #d799984a
+# %% ../nbs/04_optimizers.ipynb #0eab9b2b
 @torch.no_grad()
 def quasi_newton(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats, differentiable
@@ -152,7 +159,8 @@ def quasi_newton(
         points, values = points + [new], values + [f_new]
         better = (f_new < f)[..., None]
         radius = torch.where(better, (2*radius).clamp(max=0.2), 0.4*radius)
-        u, g, f = torch.where(better, new, u), torch.where(better, g_new, g), torch.minimum(f_new.nan_to_num(nan=math.inf), f)
+        u, g = torch.where(better, new, u), torch.where(better, g_new, g)
+        f = torch.where(better[..., 0], f_new, f)
     return torch.cat(points, 1), torch.cat(values, 1)
 
 def _bfgs_update(H, s, y):
@@ -163,7 +171,7 @@ def _bfgs_update(H, s, y):
     left = I - s @ y.mT/sy
     return torch.where(ok, left @ H @ left.mT + s @ s.mT/sy, H)
 
-# %% ../nbs/04_optimizers.ipynb #363bd8aa
+# %% ../nbs/04_optimizers.ipynb #8ea38101
 @torch.no_grad()
 def multistart(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats; differentiable if there is more than one parameter
@@ -173,16 +181,18 @@ def multistart(
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
-    "Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more. `ValueError` if the budget is too small."
+    """Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more.
+    `ValueError` if the budget is too small."""
     one = len(poses) == 1
     extra = [] if candidates is None else [candidates.to(x)]
     if budget is None: budget = (26 if one else 250) + sum(c.shape[1] for c in extra)
     least = (4 if one else 8) + sum(c.shape[1] for c in extra)
-    if budget < least: raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
+    if budget < least:
+        raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
     return (_search_1d if one else _search_nd)(energy, poses, x, budget - 1, extra, seed)
 
 def _search_1d(energy, poses, x, spend, extra, seed):
-    "Spend so many passes: half on a grid (it holds the identity), then 40 % of what is left on the deepest valleys, and so on."
+    "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
     periodic, known = poses.periodic[0], sum(c.shape[1] for c in extra)
     start = _grid(poses, max(3, round(0.5*(spend - known))))
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), *extra], 1)
@@ -206,4 +216,5 @@ def _search_nd(energy, poses, x, spend, extra, seed, steps=20):
     best = energies.nan_to_num(nan=math.inf).topk(min(starts, tried.shape[1]), dim=1, largest=False).indices
     u = poses.to_unit(tried.gather(1, best[..., None].expand(-1, -1, len(poses))))
     points, values = quasi_newton(energy, poses, x, u, steps)
-    return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), tried.shape[1] + 3*points.shape[1])
+    passes = tried.shape[1] + 3*points.shape[1]
+    return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), passes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from .core import atomic_write
 
-# %% ../nbs/07_plots.ipynb #54b8cacc
+# %% ../nbs/07_plots.ipynb #266eb5de
 COLORS = {"vae": "#D55E00", "avae": "#0072B2", "floor": "#999999", "truth": "#009E73"}  # vermilion, blue, grey, green
 
 def save_figure(
@@ -19,9 +19,10 @@ def save_figure(
     dpi: int = 150,  # of a .png
 ):
     "Write a figure, all or nothing, with the same bytes for the same figure."
-    with atomic_write(path) as tmp: fig.savefig(tmp, dpi=dpi, metadata={"Software": None} if str(path).endswith(".png") else None)
+    metadata = {"Software": None} if str(path).endswith(".png") else None  # no version of Matplotlib in the file
+    with atomic_write(path) as tmp: fig.savefig(tmp, dpi=dpi, metadata=metadata)
 
-# %% ../nbs/07_plots.ipynb #f355fcb8
+# %% ../nbs/07_plots.ipynb #df7500cb
 def plot_story(
     x: Tensor,  # (N, C, H, W), the images as observed
     vae,  # `VAEOutput` for them
@@ -29,8 +30,8 @@ def plot_story(
 ):  # the figure
     "Observed images, both reconstructions with their losses, and the canonical pose."
     import matplotlib.pyplot as plt
-    rows = [("observed", x, None, "black"), ("VAE", vae.recon, vae.elbo, COLORS["vae"]), ("AVAE", avae.recon, avae.elbo, COLORS["avae"]),
-            ("AVAE's pose", avae.canonical, None, "black")]
+    rows = [("observed", x, None, "black"), ("VAE", vae.recon, vae.elbo, COLORS["vae"]),
+            ("AVAE", avae.recon, avae.elbo, COLORS["avae"]), ("AVAE's pose", avae.canonical, None, "black")]
     fig, axes = plt.subplots(4, len(x), figsize=(0.95*len(x) + 1.1, 4.6), squeeze=False, layout="constrained")
     for row, (name, images, elbo, color) in zip(axes, rows):
         for i, (ax, im) in enumerate(zip(row, images.detach().cpu())):
@@ -42,7 +43,7 @@ def plot_story(
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", color=color, fontsize=11, labelpad=6)
     return fig
 
-# %% ../nbs/07_plots.ipynb #a986935c
+# %% ../nbs/07_plots.ipynb #ab7318c6
 def plot_loss_over_angle(
     curve: dict,  # from `loss_over_angle`
 ):  # the figure
@@ -57,12 +58,14 @@ def plot_loss_over_angle(
         ax.fill_between(a, mean - 2*sem, mean + 2*sem, color=COLORS[key], alpha=0.18, lw=0)
         ends.append((mean[-1].item(), label, COLORS[key]))
     for y, label, color in ends: ax.text(186, y, label, color=color, va="center", fontsize=10)
-    ax.margins(y=0.1); ax.set(xlabel="angle of the image [degrees]", ylabel="loss, -elbo [nats per image]", xticks=range(-180, 181, 60), xlim=(-180, 180), ylim=(0, None))
+    ax.margins(y=0.1)
+    ax.set(xlabel="angle of the image [degrees]", ylabel="loss, -elbo [nats per image]", xticks=range(-180, 181, 60),
+           xlim=(-180, 180), ylim=(0, None))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)
     return fig
 
-# %% ../nbs/07_plots.ipynb #6453b1b5
+# %% ../nbs/07_plots.ipynb #21c94bfb
 def plot_schematic(
     x: Tensor,  # (1, C, H, W), one observed image
     out,  # `AffineVAEOutput` for it
@@ -73,23 +76,28 @@ def plot_schematic(
     "The Affine VAE as a diagram, with real images."
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(11, 4.1))
-    images = [(0.01, x, "observed $x$"), (0.235, out.canonical, "canonical $u$"), (0.63, canonical_recon, "decode$(z)$"), (0.855, out.recon, r"reconstruction $\hat{x}$")]
+    images = [(0.01, x, "observed $x$"), (0.235, out.canonical, "canonical $u$"),
+              (0.63, canonical_recon, "decode$(z)$"), (0.855, out.recon, r"reconstruction $\hat{x}$")]
     for left, im, title in images:
         ax = fig.add_axes([left, 0.5, 0.135, 0.36]); ax.set_axis_off()
-        ax.imshow(im[0].detach().permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1); ax.set_title(title, fontsize=12)
+        ax.imshow(im[0].detach().cpu().permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title, fontsize=12)
     page = fig.add_axes([0, 0, 1, 1]); page.set_axis_off(); page.set(xlim=(0, 1), ylim=(0, 1))
     def arrow(a, b, text): 
         page.annotate("", (b, 0.68), (a, 0.68), arrowprops=dict(arrowstyle="-|>", lw=1.5, color="black"))
         page.text((a + b)/2, 0.72, text, ha="center", va="bottom", fontsize=12)
     def box(left, text): 
-        page.text(left, 0.68, text, ha="center", va="center", fontsize=12, bbox=dict(boxstyle="round,pad=0.5", fc="#EEF3F8", ec="#5B7083"))
+        page.text(left, 0.68, text, ha="center", va="center", fontsize=12,
+                  bbox=dict(boxstyle="round,pad=0.5", fc="#EEF3F8", ec="#5B7083"))
     arrow(0.15, 0.23, r"$W(\cdot, A^{-1})$"); arrow(0.775, 0.85, r"$W(\cdot, A)$")
     box(0.425, "encoder"); box(0.57, "decoder"); page.text(0.497, 0.68, "$z$", ha="center", va="center", fontsize=14)
     for a, b in [(0.373, 0.388), (0.462, 0.487), (0.508, 0.532), (0.61, 0.627)]: arrow(a, b, "")
     page.text(0.497, 0.95, "a VAE that has only seen upright digits", ha="center", fontsize=11, color="#5B7083")
     _energy_panel(fig.add_axes([0.34, 0.13, 0.36, 0.28]), angles, energy, out)
-    page.text(0.25, 0.27, f"search: which pose\nexplains $x$ best?\nhere {out.pose[0, 0]:.0f}° after\n{out.passes} passes", ha="right", va="center", fontsize=11)
-    page.text(0.74, 0.27, "the likelihood is taken on the\npixels of $x$ itself, so that\nposes can be compared", ha="left", va="center", fontsize=11)
+    search = f"search: which pose\nexplains $x$ best?\nhere {out.pose[0, 0]:.0f}° after\n{out.passes} passes"
+    page.text(0.25, 0.27, search, ha="right", va="center", fontsize=11)
+    why = "the likelihood is taken on the\npixels of $x$ itself, so that\nposes can be compared"
+    page.text(0.74, 0.27, why, ha="left", va="center", fontsize=11)
     return fig
 
 def _energy_panel(ax, angles, energy, out):

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .core import check_images, default_device, evaluating, set_seed
 from .models import VAE
 
-# %% ../nbs/05_training.ipynb #37521f2e
+# %% ../nbs/05_training.ipynb #43605bb3
 @torch.inference_mode()
 def mean_elbo(
     vae: VAE,  # any module that returns an `elbo`
@@ -23,7 +23,8 @@ def mean_elbo(
 ) -> float:  # nats per image, with z = mu
     "Average evidence lower bound of many images."
     device = next(vae.parameters()).device
-    with evaluating(vae): return torch.cat([vae(b.to(device)).elbo for b in images.split(batch_size)]).cpu().double().mean().item()
+    with evaluating(vae): elbo = torch.cat([vae(b.to(device)).elbo for b in images.split(batch_size)])
+    return elbo.cpu().double().mean().item()
 
 # %% ../nbs/05_training.ipynb #fccba6b0
 def split_valid(
@@ -36,7 +37,7 @@ def split_valid(
     idx = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[idx[valid:]], images[idx[:valid]]
 
-# %% ../nbs/05_training.ipynb #7ab470e9
+# %% ../nbs/05_training.ipynb #12a06f59
 class Epoch(NamedTuple):
     "One line of a training history, in nats per image."
     epoch: int  # from 1
@@ -55,10 +56,12 @@ def train_vae(
     device: str | torch.device | None = None,  # `default_device()` if None
     report: Callable[["Epoch"], None] | None = None,  # called with the line of each epoch, for example `print`
 ) -> list[Epoch]:  # the history
-    "Train by AdamW and a one-cycle schedule; same seed, same machine, same weights. `ValueError` if the loss is no longer a number."
+    """Train by AdamW and a one-cycle schedule; same seed, same machine, same weights.
+    `ValueError` if the loss is no longer a number."""
     images = check_images(images, vae.channels, vae.size)
     if not len(images): raise ValueError("images must hold at least one image, got none")
-    if not (lr > 0 and epochs >= 1 and batch_size >= 1): raise ValueError(f"lr must be positive, epochs and batch_size at least 1, got {lr:g}, {epochs} and {batch_size}")
+    if not (lr > 0 and epochs >= 1 and batch_size >= 1):
+        raise ValueError(f"lr must be positive, epochs and batch_size at least 1, not {lr:g}, {epochs} and {batch_size}")
     device = torch.device(device or default_device())
     set_seed(seed)
     vae.to(device).train()
@@ -67,7 +70,8 @@ def train_vae(
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=epochs*batches, pct_start=0.1)
     history, best, some_valid = [], None, valid is not None and len(valid) > 0
     for epoch in range(1, epochs + 1):
-        bar, total = tqdm(torch.randperm(len(images)).split(batch_size), f"epoch {epoch}/{epochs}", leave=False, disable=None), 0.0
+        order, total = torch.randperm(len(images)).split(batch_size), 0.0
+        bar = tqdm(order, f"epoch {epoch}/{epochs}", leave=False, disable=None)
         for idx in bar: total += len(idx)*_check_finite(_step(vae, images[idx].to(device), opt, schedule), epoch, lr)
         score = -mean_elbo(vae, valid) if some_valid else float("nan")
         _check_finite(total + (score if some_valid else 0), epoch, lr)
@@ -80,7 +84,8 @@ def train_vae(
 
 def _check_finite(loss, epoch, lr):
     "The loss, if it is a number."
-    if not math.isfinite(loss): raise ValueError(f"training diverged in epoch {epoch}, the loss is {loss}: try a lower lr than {lr:g}")
+    if not math.isfinite(loss):
+        raise ValueError(f"training diverged in epoch {epoch}, the loss is {loss}: try a lower lr than {lr:g}")
     return loss
 
 def _step(vae, x, opt, schedule):
