@@ -37,7 +37,7 @@ def split_valid(
     idx = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images[idx[valid:]], images[idx[:valid]]
 
-# %% ../nbs/05_training.ipynb #12a06f59
+# %% ../nbs/05_training.ipynb #edce7391
 class Epoch(NamedTuple):
     "One line of a training history, in nats per image."
     epoch: int  # from 1
@@ -61,7 +61,7 @@ def train_vae(
     images = check_images(images, vae.channels, vae.size)
     if not len(images): raise ValueError("images must hold at least one image, got none")
     if not (lr > 0 and epochs >= 1 and batch_size >= 1):
-        raise ValueError(f"lr must be positive, epochs and batch_size at least 1, not {lr:g}, {epochs} and {batch_size}")
+        raise ValueError(f"lr must be positive, epochs and batch_size at least 1, not {lr:g}, {epochs}, {batch_size}")
     device = torch.device(device or default_device())
     set_seed(seed)
     vae.to(device).train()
