@@ -31,7 +31,7 @@ def _version(wanted: bool):
 def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                              help="Show the version and exit.")] = False): pass
 
-# %% ../nbs/09_cli.ipynb #2da64e47
+# %% ../nbs/09_cli.ipynb #1c3ae7ac
 def _check_folder(path):
     "Make the folder; fail before the work, not after it, if nothing can be written there."
     try:
@@ -59,8 +59,8 @@ def format_report(
         lines.append(f"{label:24}{loss:8.1f}{excess:14.1f}{passes:9d}{ms:9.2f}")
     return "\n".join(lines + [
         "", f"The AVAE wins back {report['closed']:.0%} of what the rotation costs the VAE.",
-        f"Angle: median error {report['angle_error_median']:.1f} degrees,",
-        f"{report['angle_within_15']:.0%} within 15 degrees of where the upright twin is put (0, 1, 8 modulo half a turn)."])
+        f"Angle found: median error {report['angle_error_median']:.1f} degrees, {report['angle_within_15']:.0%} within 15,",
+        "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."])
 
 # %% ../nbs/09_cli.ipynb #066adde4
 @app.command()
