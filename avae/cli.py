@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Arch', 'main', 'format_report', 'demo', 'train']
 
-# %% ../nbs/09_cli.ipynb #2113c337
-import sys, tempfile
+# %% ../nbs/09_cli.ipynb #8d2fa5df
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -31,21 +31,7 @@ def _version(wanted: bool):
 def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                              help="Show the version and exit.")] = False): pass
 
-# %% ../nbs/09_cli.ipynb #1c3ae7ac
-def _check_folder(path):
-    "Make the folder; fail before the work, not after it, if nothing can be written there."
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except (FileExistsError, NotADirectoryError) as e:
-        raise OSError(f"cannot write into {path}: it is not a folder") from e
-    except OSError as e: raise OSError(f"cannot write into {path}: {e.strerror}") from e
-
-def _check_file(path):
-    "The same for a file."
-    if path.is_dir(): raise OSError(f"cannot write {path}: it is a folder")
-    _check_folder(path.parent)
-
+# %% ../nbs/09_cli.ipynb #2b751b09
 def format_report(
     report: dict,  # from `evaluate_rotation`
 ) -> str:  # lines of text
@@ -62,7 +48,7 @@ def format_report(
         f"Angle found: median error {report['angle_error_median']:.1f} degrees, {report['angle_within_15']:.0%} within 15,",
         "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."])
 
-# %% ../nbs/09_cli.ipynb #066adde4
+# %% ../nbs/09_cli.ipynb #d950e38c
 @app.command()
 def demo(
     n: Annotated[int, typer.Option(min=1, max=2000, help="How many test digits to rotate.")] = 200,
@@ -75,13 +61,12 @@ def demo(
     import json
     from tqdm.auto import tqdm
     from avae.affine import PoseSpace
-    from avae.core import atomic_write, default_device
+    from avae.core import atomic_write, check_writable, default_device
     from avae.data import mnist_sample
     from avae.evaluation import evaluate_rotation, loss_over_angle
     from avae.models import AffineVAE, load_pretrained
     from avae.plots import plot_loss_over_angle, save_figure
-    _check_folder(out)
-    if json_file: _check_file(json_file)
+    for path in [out/"story.png"] + ([json_file] if json_file else []): check_writable(path)
     device = default_device()
     avae = AffineVAE(load_pretrained("mnist-l8"), PoseSpace(angle=180), budget=budget).eval().to(device)
     x, labels = mnist_sample("test")
@@ -109,7 +94,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #c1909202
+# %% ../nbs/09_cli.ipynb #fa41239a
 Data = Enum("Data", {k: k for k in ("sample", "mnist", "fashion_mnist", "kmnist")}, type=str)
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 
@@ -127,11 +112,11 @@ def train(
     download: Annotated[bool, typer.Option(help="Fetch the data set if it is not there.")] = False,
 ):
     "Train a VAE on upright images and write its weights."
-    _check_file(out)
-    from avae.core import set_seed
+    from avae.core import check_writable, set_seed
     from avae.data import load_dataset, mnist_sample
     from avae.models import VAE, save_vae
     from avae.training import split_valid, train_vae
+    check_writable(out)
     name = data.value
     data = mnist_sample("train") if data == Data.sample else load_dataset(name, "train", download=download)
     images, held_out = split_valid(data.images, valid, seed)

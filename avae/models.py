@@ -7,7 +7,7 @@ __all__ = ['ARCHS', 'PARTS', 'Bernoulli', 'Gaussian', 'StandardNormal', 'PaperPr
            'lean_nets', 'VAEOutput', 'reparameterize', 'VAE', 'save_vae', 'load_vae', 'pretrained_names',
            'load_pretrained', 'AffineVAEOutput', 'AffineVAE']
 
-# %% ../nbs/03_models.ipynb #3fa63bdd
+# %% ../nbs/03_models.ipynb #2e05a158
 import json, math
 from functools import partial
 from importlib.resources import files
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from .affine import PoseSpace, resample, warp
+from .affine import PoseSpace, resample
 from .core import atomic_write, check_images, evaluating
 
 # %% ../nbs/03_models.ipynb #ad6b9d0f
@@ -286,7 +286,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #a5f034bb
+# %% ../nbs/03_models.ipynb #aa770071
 class AffineVAE(nn.Module):
     """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
     It starts in the mode, train or eval, of that VAE."""
@@ -327,7 +327,8 @@ class AffineVAE(nn.Module):
         mat = self.poses.mat(pose, x.shape[-2:])
         canonical = resample(x, mat, self.fill, "bicubic")
         mu, logvar = self.vae.encode(canonical)
-        recon = warp(self.vae.decode(reparameterize(mu, logvar, self.training)), mat, self.fill, "soft")
+        code = reparameterize(mu, logvar, self.training)
+        recon = resample(self.vae.decode(code), torch.linalg.inv_ex(mat).inverse, self.fill, "soft")
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
 
