@@ -101,7 +101,7 @@ def _bounds(name, b):
         raise ValueError(f"angle must cover at most the full circle (angle=180), got ({lo:g}, {hi:g})")
     return lo, hi
 
-# %% ../nbs/02_affine.ipynb #1496b734
+# %% ../nbs/02_affine.ipynb #07a7891a
 class PoseSpace:
     """Named, bounded poses. Each bound is a number, a pair (lowest, highest), or None: that parameter stays at the
     identity. `ValueError` for bounds that make no sense."""
@@ -167,6 +167,21 @@ class PoseSpace:
         tx, ty = p["shift_x"]*(w/short), p["shift_y"]*(h/short)
         rows = [c*sx, (c*k + s)*sy, tx, -s*sx, (c - s*k)*sy, ty, zero, zero, one]
         return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+    def from_mat(
+        self,
+        mat: Tensor,  # (..., 3, 3) motions, without a reflection
+        size: tuple[int, int] = (1, 1),  # (H, W) of the images; only its ratio counts, and only for shifts
+    ) -> Tensor:  # (..., D), not held to the bounds
+        "The pose of a motion, by Gram-Schmidt: undoes `mat`. Parameters that this space lacks are dropped."
+        a, b = mat[..., :2, 0], mat[..., :2, 1]
+        sx = a.norm(dim=-1)
+        c, s = a[..., 0]/sx, -a[..., 1]/sx
+        sy, k = s*b[..., 0] + c*b[..., 1], c*b[..., 0] - s*b[..., 1]
+        (h, w), short = size, min(size)
+        p = {"angle": torch.rad2deg(torch.atan2(s, c)), "scale_x": sx, "scale_y": sy, "shear": k/sy,
+             "shift_x": mat[..., 0, 2]*(short/w), "shift_y": mat[..., 1, 2]*(short/h)}
+        return torch.stack([p[n] for n in self.names], -1)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # (n, D)
         "n poses drawn uniformly within the bounds; same seed, same poses."

@@ -157,7 +157,7 @@ def lean_nets(
 
 ARCHS = {"default": lean_nets, "paper": paper_nets}
 
-# %% ../nbs/03_models.ipynb #b59d57a4
+# %% ../nbs/03_models.ipynb #80f00d94
 class VAEOutput(NamedTuple):
     "What a VAE says of N images."
     recon: Tensor  # (N, C, H, W) in [0, 1]
@@ -167,11 +167,17 @@ class VAEOutput(NamedTuple):
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L), log sigma^2
 
-def reparameterize(mu: Tensor, logvar: Tensor, sample: bool = True) -> Tensor:  # three (N, L)
-    r"$z = \mu + \sigma\epsilon$ with $\epsilon\sim\mathcal N(0, I)$; just `mu` if `sample` is False."
-    return mu + (0.5*logvar).exp()*torch.randn_like(mu) if sample else mu
+def reparameterize(
+    mu: Tensor,  # (N, L)
+    logvar: Tensor,  # (N, L), log sigma^2
+    sample: bool = True,  # False: just `mu`
+    noise: Tensor | None = None,  # (N, L), the epsilon; drawn if None
+) -> Tensor:  # (N, L)
+    r"$z = \mu + \sigma\epsilon$ with $\epsilon\sim\mathcal N(0, I)$."
+    if not sample: return mu
+    return mu + (0.5*logvar).exp()*(torch.randn_like(mu) if noise is None else noise)
 
-# %% ../nbs/03_models.ipynb #cd0c3ab4
+# %% ../nbs/03_models.ipynb #5369cb01
 class VAE(nn.Module):
     "A variational autoencoder for images of one size. In eval mode `z = mu`, so it is deterministic."
 
@@ -197,21 +203,25 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, C, H, W) in [0, 1] -> mu, logvar (N, L)
         "The Gaussian of codes of each image."
-        return self.encoder(x).chunk(2, dim=1)
+        return self.encoder(x).to(x.dtype).chunk(2, dim=1)  # losses are taken in full precision under autocast, too
 
     def decode(self, z: Tensor) -> Tensor:  # (N, L) -> (N, C, H, W) in [0, 1]
         "The image of each code."
-        return self.decoder(z)
+        return self.decoder(z).to(z.dtype)
 
-    def reparameterize(self, mu: Tensor, logvar: Tensor) -> Tensor:  # (N, L) each
-        "A code for each Gaussian: drawn at random in training, `mu` in eval mode."
-        return reparameterize(mu, logvar, sample=self.training)
+    def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:  # (N, L) each
+        "A code for each Gaussian: drawn at random (or by `noise`) in training, `mu` in eval mode."
+        return reparameterize(mu, logvar, self.training, noise)
 
-    def forward(self, x: Tensor) -> VAEOutput:  # (N, C, H, W), float in [0, 1] or uint8
+    def forward(
+        self,
+        x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8
+        noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
+    ) -> VAEOutput:
         "Encode, decode and score images; errors as `check_images` (the values are looked at in eval mode only)."
         x = check_images(x, self.channels, self.size, values=not self.training).to(next(self.parameters()).dtype)
         mu, logvar = self.encode(x)
-        recon = self.decode(self.reparameterize(mu, logvar))
+        recon = self.decode(self.reparameterize(mu, logvar, noise))
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return VAEOutput(recon, -nll - kl, nll, kl, mu, logvar)
 
@@ -286,7 +296,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #aa770071
+# %% ../nbs/03_models.ipynb #1ef12044
 class AffineVAE(nn.Module):
     """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
     It starts in the mode, train or eval, of that VAE."""
@@ -322,12 +332,13 @@ class AffineVAE(nn.Module):
         x: Tensor,  # (N, C, H, W) in [0, 1]
         pose: Tensor,  # (N, D)
         passes: int = 1,  # what to write into the result
+        noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
     ) -> AffineVAEOutput:
-        "Explain images under given poses; differentiable. In training mode codes are drawn at random."
+        "Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`."
         mat = self.poses.mat(pose, x.shape[-2:])
         canonical = resample(x, mat, self.fill, "bicubic")
         mu, logvar = self.vae.encode(canonical)
-        code = reparameterize(mu, logvar, self.training)
+        code = reparameterize(mu, logvar, self.training, noise)
         recon = resample(self.vae.decode(code), torch.linalg.inv_ex(mat).inverse, self.fill, "soft")
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)

@@ -1,0 +1,124 @@
+"""Runs that are killed at any moment, disks that fill up, and several processes, with real processes."""
+import json, multiprocessing, os, random, resource, signal, subprocess, sys, time
+from pathlib import Path
+import accelerate  # here, and not in every process that is started
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.transforms.functional import to_pil_image
+from avae import training
+from avae.affine import PoseSpace
+from avae.data import toy_glyphs
+from avae.models import VAE, AffineVAE
+from avae.training import train
+
+ROOT, TURN = Path(__file__).resolve().parents[1], PoseSpace(angle=180)
+
+def work(run, before=lambda: None, resume=False):
+    "Train an AVAE on letters that turn; a checkpoint after every second step"
+    torch.set_num_threads(1)
+    before()
+    torch.manual_seed(0)
+    train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
+          epochs=4, batch_size=16, device='cpu', save_every=2)
+
+def start(*args):
+    "In a process of its own"
+    p = multiprocessing.get_context('fork').Process(target=work, args=args)
+    p.start()
+    return p
+
+def finish(*args):
+    p = start(*args)
+    p.join()
+    return p.exitcode
+
+def result(run):
+    "What a run ends with: weights and losses"
+    lines = map(json.loads, (run/'metrics.jsonl').read_text().splitlines())
+    weights = {(f, k): v.tolist() for f in ('best', 'last') for k, v in load_file(run/f'{f}.safetensors').items()}
+    return weights, (run/'poses.jsonl').read_text(), [(e['epoch'], e['train'], e['valid'], e['passes']) for e in lines]
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "An uninterrupted run"
+    run = tmp_path_factory.mktemp('whole')/'run'
+    assert finish(run) == 0
+    return result(run)
+
+def test_killed_at_random_moments(whole, tmp_path):
+    run, rng = tmp_path/'run', random.Random(0)
+    stamp = lambda: f.stat().st_mtime_ns if (f := run/training.CHECKPOINT).exists() else 0
+    for k in range(5):
+        p, before = start(run, lambda: None, k > 0), stamp()
+        while p.exitcode is None and stamp() == before: time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.15))
+        os.kill(p.pid, signal.SIGKILL)
+        p.join()
+        assert p.exitcode == -signal.SIGKILL
+    assert finish(run, lambda: None, True) == 0
+    assert result(run) == whole
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def in_a_write(n):
+    "Half of the n-th checkpoint is written when the process dies"
+    write, count = Path.write_bytes, iter(range(10**6))
+    def half(path, data):
+        if training.CHECKPOINT in path.name and next(count) == n: write(path, data[:len(data)//2]); die()
+        return write(path, data)
+    Path.write_bytes = half
+
+def in_a_rename(n):
+    "The n-th checkpoint has been moved out of the way, the new one is not there yet"
+    replace, count = Path.replace, iter(range(10**6))
+    def moved(path, target):
+        replace(path, target)
+        if path.name == training.CHECKPOINT and next(count) == n: die()
+    Path.replace = moved
+
+@pytest.mark.parametrize('how', [in_a_write, in_a_rename])
+def test_killed_in_the_middle_of_a_save(whole, tmp_path, how):
+    run = tmp_path/'run'
+    assert finish(run, lambda: how(4)) == -signal.SIGKILL
+    assert finish(run, lambda: how(3), True) == -signal.SIGKILL          # and once more, on the way back
+    assert finish(run, lambda: None, True) == 0
+    assert result(run) == whole
+
+def test_a_disk_that_fills_up(whole, tmp_path):
+    "As far as a program can tell, a limit on the size of files is a disk that is full"
+    run, said = tmp_path/'run', tmp_path/'said'
+    def full():
+        def report(run, tensors, meta):
+            if meta['epoch'] == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            try: save(run, tensors, meta)
+            except OSError as e: said.write_text(str(e)); raise SystemExit(3)
+        save, training._save_checkpoint = training._save_checkpoint, report
+    assert finish(run, full) == 3
+    assert said.read_text().startswith(f'cannot write {run/training.CHECKPOINT}: ')
+    assert not list(run.glob('.tmp*')) and finish(run, lambda: None, True) == 0
+    assert result(run) == whole
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('letters')
+    for i, x in enumerate(toy_glyphs(200, 16)): to_pil_image(x).save(folder/f'{i:03}.png')
+    return folder
+
+def avae_train(pictures, out, processes, *args):
+    "`avae train`, by torchrun if there are several processes; its metrics"
+    by = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)] if processes > 1 else []
+    command = [sys.executable, *by, '-m', 'avae.cli', 'train', '--data', pictures, '--size', '16', '--out', out,
+               '--epochs', '3', '--batch-size', '30', '--valid', '40', '--latent', '3', '--device', 'cpu', *args]
+    r = subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+                       capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    return [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
+
+@pytest.mark.parametrize('regime,tolerance', [('random', 1e-4), ('optimized', 1e-2)])
+def test_two_processes_do_what_one_does(pictures, tmp_path, regime, tolerance):
+    one, two = (avae_train(pictures, tmp_path/str(n), n, '--regime', regime) for n in (1, 2))
+    assert json.loads((tmp_path/'2'/'settings.json').read_text())['processes'] == 2
+    for a, b in zip(one, two, strict=True):
+        for k in ('train', 'valid'): assert abs(a[k]/b[k] - 1) < tolerance, (k, a[k], b[k])
+        assert abs(a['passes'] - b['passes']) < 1e-6
