@@ -96,7 +96,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #ee4ae4e6
+# %% ../nbs/09_cli.ipynb #ac49292d
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 Regime = Enum("Regime", {k: k for k in ("upright", "random", "optimized")}, type=str)
 Likelihood = Enum("Likelihood", {k: k for k in ("bernoulli", "gaussian", "paper")}, type=str)
@@ -118,7 +118,7 @@ def train(
     shift: Annotated[float, typer.Option(help="Both shifts, +- fraction of half the image; 0 = none.")] = 0,
     augment: Annotated[bool, typer.Option(help="Apply random poses; not needed where images come in any pose.")] = True,
     search_budget: Annotated[int, typer.Option(min=5, help="Passes of a pose search.")] = 12,
-    search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 8,
+    search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 4,
     arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
     latent: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
     likelihood: Annotated[Likelihood, typer.Option(help="What a pixel is; gaussian: its width is learned.")] = Likelihood.bernoulli,
@@ -155,7 +155,7 @@ def _settings_of(run, ctx):
     except FileNotFoundError: raise FileNotFoundError(f"there is no run in {run}: settings.json is missing") from None
     except (ValueError, KeyError) as e: raise ValueError(f"{run/'settings.json'} is damaged or not by `avae train` ({e})") from e
 
-# %% ../nbs/09_cli.ipynb #ba8f2e7b
+# %% ../nbs/09_cli.ipynb #492f9a3b
 def _train(o, run, resume):
     "Train with the options of the command line."
     from types import SimpleNamespace
@@ -170,8 +170,10 @@ def _train(o, run, resume):
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
     keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every mixed_precision "
             "compile device workers save_every").split()
-    history = train(model, images, held_out if o.valid else None, poses if o.augment else None, run, resume,
-                    report=say, extra={"options": o_, "command": _command(o_)}, **{k: getattr(o, k) for k in keep})
+    try: history = train(model, images, held_out if o.valid else None, poses if o.augment else None, run, resume,
+                         report=say, extra={"options": o_, "command": _command(o_)}, **{k: getattr(o, k) for k in keep})
+    except KeyboardInterrupt:
+        sys.exit(f"avae: interrupted, go on with: avae train --resume {run}")
     best = min(history, key=lambda e: e.valid) if o.valid else history[-1]
     if not _rank(): print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best.safetensors'}")
 

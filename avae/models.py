@@ -268,16 +268,18 @@ def load_vae(path: str | Path) -> VAE:  # in eval mode, on the CPU
         raise ValueError(f"{path} is damaged or no weight file of this package ({e})") from e
     return vae.eval()
 
-# %% ../nbs/03_models.ipynb #dafe951b
+# %% ../nbs/03_models.ipynb #b586c19c
 def pretrained_names() -> list[str]:
     "Names of the models that come with the package."
     names = [p.name for p in files("avae").iterdir() if p.name.endswith(".safetensors")]
     return sorted(n.removesuffix(".safetensors") for n in names)
 
 def load_pretrained(
-    name: str = "mnist-l8",  # "mnist-l8" (default architecture) or "mnist-l8-paper" (that of 2019)
+    name: str = "mnist-l8",  # one of `pretrained_names()`
 ) -> VAE:  # in eval mode, on the CPU
-    "A VAE with 8 latents trained on the upright digits of MNIST's train split. `ValueError` for an unknown name."
+    """A VAE with 8 latents trained on MNIST's train split: "mnist-l8" on upright digits, "mnist-l8-random" at random
+    angles, "mnist-l8-optimized" at random angles with the pose of each optimised before each step (use it within an
+    `AffineVAE`); "mnist-l8-paper..." are the same in the architecture of 2019. `ValueError` for an unknown name."""
     if name not in pretrained_names():
         raise ValueError(f"name must be one of {', '.join(pretrained_names())}, got {name!r}")
     return load_vae(files("avae")/f"{name}.safetensors")
@@ -296,7 +298,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #1ef12044
+# %% ../nbs/03_models.ipynb #0970f56c
 class AffineVAE(nn.Module):
     """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
     It starts in the mode, train or eval, of that VAE."""
@@ -334,12 +336,14 @@ class AffineVAE(nn.Module):
         passes: int = 1,  # what to write into the result
         noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
     ) -> AffineVAEOutput:
-        "Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`."
+        """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
+        and the last warp is bilinear, whose gradient costs half as much."""
         mat = self.poses.mat(pose, x.shape[-2:])
         canonical = resample(x, mat, self.fill, "bicubic")
         mu, logvar = self.vae.encode(canonical)
         code = reparameterize(mu, logvar, self.training, noise)
-        recon = resample(self.vae.decode(code), torch.linalg.inv_ex(mat).inverse, self.fill, "soft")
+        recon = resample(self.vae.decode(code), torch.linalg.inv_ex(mat).inverse, self.fill,
+                         "bilinear" if self.training else "soft")
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
 

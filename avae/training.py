@@ -160,7 +160,7 @@ class _Loss(nn.Module):
         out = self.model(x, noise) if pose is None else self.model.explain(x, pose, noise=noise)
         return -out.elbo
 
-# %% ../nbs/05_training.ipynb #ac8d1fc1
+# %% ../nbs/05_training.ipynb #f46f1076
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 def _save_checkpoint(run, tensors, meta):
@@ -192,12 +192,13 @@ def _write_lines(path, rows): _write_text(path, "".join(json.dumps(r) + "\n" for
 def _settings(options, model, data, valid, extra):
     "What a run was made with; the part `train` must be the same when it is resumed."
     from importlib.metadata import version
+    from avae import __version__
     vae = getattr(model, "vae", model)
     what = {k: getattr(vae, k) for k in ("latent", "size", "channels", "arch") if hasattr(vae, k)}
     what |= {"likelihood": type(getattr(model, "likelihood", None)).__name__, "poses": repr(getattr(model, "poses", None))}
     return json.loads(json.dumps({
         "train": options | {"images": len(data), "valid_images": len(valid) if valid else 0, "model": what},
-        "versions": {k: version(k) for k in ("torch", "accelerate")} | {"python": platform.python_version()},
+        "versions": {"avae": __version__, "python": platform.python_version()} | {k: version(k) for k in ("torch", "accelerate")},
         **extra}, default=str))
 
 # %% ../nbs/05_training.ipynb #68e95702
@@ -255,12 +256,12 @@ class Epoch(NamedTuple):
     images_per_second: float  # in training, all processes together
     seconds: float  # with validation
 
-# %% ../nbs/05_training.ipynb #c0e91693
+# %% ../nbs/05_training.ipynb #fc0e2b0b
 SCHEDULES = {"cosine": lambda t: min(t/0.1, 1)*0.5*(1 + math.cos(math.pi*max(0, (t - 0.1)/0.9))), "constant": lambda t: 1.0}
 
 class _Trainer:
-    def __init__(self, model, data, valid, augment, o, workers, acc):
-        self.model, self.augment, self.o, self.acc, self.workers = model, augment, o, acc, workers
+    def __init__(self, model, data, valid, augment, o, workers, acc, words=()):
+        self.model, self.augment, self.o, self.acc, self.workers, self.words = model, augment, o, acc, workers, words
         self.affine = isinstance(model, AffineVAE)
         vae = model.vae if self.affine else model
         expect = (vae.channels, vae.size) if isinstance(vae, VAE) else (None, None)
@@ -281,159 +282,153 @@ class _Trainer:
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
         self.sums = torch.zeros(5 + 2*len(model.poses if self.affine else ()), device=acc.device)  # loss, passes, tally
 
-# %% ../nbs/05_training.ipynb #a9d156a7
-def _loader(self, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
+# %% ../nbs/05_training.ipynb #a426801e
+def _loader(t, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
     "Batches of images, read by `workers` processes beside this one."
-    loader = DataLoader(data, batch_sampler=batches, collate_fn=lambda b: b, num_workers=self.workers)
-    for idx, x in loader: yield idx, x.to(self.acc.device, non_blocking=True)
+    loader = DataLoader(data, batch_sampler=batches, collate_fn=lambda b: b, num_workers=t.workers)
+    for idx, x in loader: yield idx, x.to(t.acc.device, non_blocking=True)
 
-def _batches(self):
+def _batches(t):
     "The whole batches of this epoch, and this process's share of each."
-    g = _generator(self.o.seed, self.epoch)
-    whole = torch.randperm(len(self.data), generator=g).tensor_split(self.steps)
-    share = lambda b: b.tensor_split(self.acc.num_processes)[self.acc.process_index].tolist()
+    g = _generator(t.o.seed, t.epoch)
+    whole = torch.randperm(len(t.data), generator=g).tensor_split(t.steps)
+    share = lambda b: b.tensor_split(t.acc.num_processes)[t.acc.process_index].tolist()
     return [len(b) for b in whole], [share(b) for b in whole]
 
-def _mine(self, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
-    return v.tensor_split(self.acc.num_processes)[self.acc.process_index].to(self.acc.device)
+def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
+    return v.tensor_split(t.acc.num_processes)[t.acc.process_index].to(t.acc.device)
 
-_Trainer.loader, _Trainer.batches, _Trainer.mine = _loader, _batches, _mine
-
-# %% ../nbs/05_training.ipynb #83bcf7de
-def _view(self, x, u):
+# %% ../nbs/05_training.ipynb #01f591b8
+def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
-    if self.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
-    mat = self.augment.mat(self.augment.from_unit(u), self.size)
-    return warp(x, mat, self.fill, "bicubic"), mat
+    if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
+    mat = t.augment.mat(t.augment.from_unit(u), t.size)
+    return warp(x, mat, t.fill, "bicubic"), mat
 
-def _find(self, memory, idx, x, applied, step):
+def _find(t, memory, idx, x, applied, step):
     "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
-    pose, every = memory.carry(idx, applied), min(2*self.epoch - 1, self.o.search_every)
+    pose, every = memory.carry(idx, applied), min(2*t.epoch - 1, t.o.search_every)
     unknown = pose.isnan().any(1)
-    due = unknown | ((step + self.epoch) % every == 0)
+    due = unknown | ((step + t.epoch) % every == 0)
     if due.any():
-        hint = torch.where(unknown[:, None], self.model.poses.identity().to(pose), pose)[due]
-        with evaluating(self.model), torch.no_grad(), self.acc.autocast():
-            found = multistart(self.model.energy, self.model.poses, x[due], self.o.search_budget, hint[:, None])
-        if memory is self.memory:
-            self.sums[1] += found.passes*len(found.pose)
-            self.sums[2:] += _tally(memory.poses, pose[due], found.pose).to(self.sums)
+        hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)[due]
+        with evaluating(t.model), torch.no_grad(), t.acc.autocast():
+            found = multistart(t.model.energy, t.model.poses, x[due], t.o.search_budget, hint[:, None])
+        if memory is t.memory:
+            t.sums[1] += found.passes*len(found.pose)
+            t.sums[2:] += _tally(memory.poses, pose[due], found.pose).to(t.sums)
         pose[due] = found.pose.to(pose)
     memory.store(idx, pose, applied)
     return pose
 
-_Trainer.view, _Trainer.find = _view, _find
-
-# %% ../nbs/05_training.ipynb #f89484f7
-def _one_step(self, n, idx, x):
+# %% ../nbs/05_training.ipynb #d242caa8
+def _one_step(t, n, idx, x):
     "One step of the weights on a batch of n images, of which this process holds `x`; the sum of its losses."
-    o, g = self.o, _generator(self.o.seed, self.epoch, self.step)
-    u = torch.rand(n, len(self.augment), generator=g) if self.augment else torch.empty(n, 0)
-    noise = torch.randn(n, self.latent, generator=g)
-    torch.manual_seed(g.initial_seed() + self.acc.process_index)  # for dropout, if somebody's model has any
-    x, applied = self.view(x, self.mine(u))
-    pose = self.find(self.memory, idx, x, applied, self.step) if self.affine else None
-    with self.acc.autocast(): losses = self.loss(x, pose, self.mine(noise))
-    for group in self.optimizer.param_groups:
-        group["lr"] = o.lr*SCHEDULES[o.schedule](((self.epoch - 1)*self.steps + self.step + 0.5)/(o.epochs*self.steps))
-    self.optimizer.zero_grad(set_to_none=True)
-    self.acc.backward(losses.sum()*(self.acc.num_processes/n))  # gradients are averaged over processes
-    if o.clip: self.acc.clip_grad_norm_(self.model.parameters(), o.clip)
-    self.step_optimizer.step()
+    o, g = t.o, _generator(t.o.seed, t.epoch, t.step)
+    u = torch.rand(n, len(t.augment), generator=g) if t.augment else torch.empty(n, 0)
+    noise = torch.randn(n, t.latent, generator=g)
+    torch.manual_seed(g.initial_seed() + t.acc.process_index)  # for dropout, if somebody's model has any
+    x, applied = _view(t, x, _mine(t, u))
+    pose = _find(t, t.memory, idx, x, applied, t.step) if t.affine else None
+    with t.acc.autocast(): losses = t.loss(x, pose, _mine(t, noise))
+    for group in t.optimizer.param_groups:
+        group["lr"] = o.lr*SCHEDULES[o.schedule](((t.epoch - 1)*t.steps + t.step + 0.5)/(o.epochs*t.steps))
+    t.optimizer.zero_grad(set_to_none=True)
+    t.acc.backward(losses.sum()*(t.acc.num_processes/n))  # gradients are averaged over processes
+    if o.clip: t.acc.clip_grad_norm_(t.model.parameters(), o.clip)
+    t.step_optimizer.step()
     return losses.detach().sum()
 
 @torch.no_grad()
-def _score(self):
+def _score(t):
     "Mean loss of the validation images, in views that are the same in every epoch."
-    if not self.valid: return math.nan
-    chunks = list(torch.arange(len(self.valid)).split(256))[self.acc.process_index::self.acc.num_processes]
-    total = torch.zeros((), device=self.acc.device)
-    with evaluating(self.model), self.acc.autocast():
-        for idx, x in self.loader(self.valid, [c.tolist() for c in chunks]):
-            u = torch.rand(len(x), len(self.augment or ()), generator=_generator(self.o.seed, 0, idx[0].item()))
-            x, applied = self.view(x, u.to(x))
-            pose = self.find(self.valid_memory, idx, x, applied, idx[0].item()//256) if self.affine else None
-            total += (self.model.explain(x, pose) if self.affine else self.model(x)).elbo.sum()
-    return -self.acc.reduce(total).item()/len(self.valid)
+    if not t.valid: return math.nan
+    chunks = list(torch.arange(len(t.valid)).split(256))[t.acc.process_index::t.acc.num_processes]
+    total = torch.zeros((), device=t.acc.device)
+    with evaluating(t.model), t.acc.autocast():
+        for idx, x in _loader(t, t.valid, [c.tolist() for c in chunks]):
+            u = torch.rand(len(x), len(t.augment or ()), generator=_generator(t.o.seed, 0, idx[0].item()))
+            x, applied = _view(t, x, u.to(x))
+            pose = _find(t, t.valid_memory, idx, x, applied, idx[0].item()//256) if t.affine else None
+            total += (t.model.explain(x, pose) if t.affine else t.model(x)).elbo.sum()
+    return -t.acc.reduce(total).item()/len(t.valid)
 
-_Trainer.one_step, _Trainer.score = _one_step, _score
-
-# %% ../nbs/05_training.ipynb #b1d41a25
-def _one_epoch(self, bar, save_every, save):
+# %% ../nbs/05_training.ipynb #cfdc0104
+def _one_epoch(t, bar, save_every, save):
     "The rest of this epoch, its validation and its line of the history."
-    self.model.train()
-    sizes, shares = (v[self.step:] for v in self.batches())
-    start = time.perf_counter() - self.seconds
-    for n, (idx, x) in zip(sizes, self.loader(self.data, shares)):
-        loss = self.one_step(n, idx, x)
-        self.sums[0] += loss
-        self.step += 1
-        if not self.step % 16: bar.set_postfix_str(f"loss {_finite(loss.item(), self)/len(x):.1f}", refresh=False)
+    t.model.train()
+    sizes, shares = (v[t.step:] for v in _batches(t))
+    start = time.perf_counter() - t.seconds
+    for n, (idx, x) in zip(sizes, _loader(t, t.data, shares)):
+        loss = _one_step(t, n, idx, x)
+        t.sums[0] += loss
+        t.step += 1
+        if not t.step % 16: bar.set_postfix_str(f"loss {_finite(loss.item(), t)/len(x):.1f}", refresh=False)
         bar.update(n)
-        self.seconds = time.perf_counter() - start
-        if save_every and not self.step % save_every and self.step < self.steps: save()
-    (total, passes, *counts), n = self.acc.reduce(self.sums.clone()).tolist(), len(self.data)
+        t.seconds = time.perf_counter() - start
+        if save_every and not t.step % save_every and t.step < t.steps: save()
+    (total, passes, *counts), n = t.acc.reduce(t.sums.clone()).tolist(), len(t.data)
     speed = n/(time.perf_counter() - start)
-    valid = self.score()
-    _finite(total + (valid if self.valid else 0), self)
-    self.history.append(Epoch(self.epoch, total/n, valid, self.optimizer.param_groups[0]["lr"], passes/n, speed,
+    valid = _score(t)
+    _finite(total + (valid if t.valid else 0), t)
+    t.history.append(Epoch(t.epoch, total/n, valid, t.optimizer.param_groups[0]["lr"], passes/n, speed,
                               time.perf_counter() - start))
-    if self.affine: self.watch(counts)
-    if not any(h.valid <= valid for h in self.history[:-1]):
-        self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-    self.epoch, self.step, self.sums, self.seconds = self.epoch + 1, 0, torch.zeros_like(self.sums), 0.0
+    if t.affine: _watch(t, counts)
+    if _is_best(t, t.history[-1]):
+        t.best = {k: v.detach().clone() for k, v in t.model.state_dict().items()}
+    t.epoch, t.step, t.sums, t.seconds = t.epoch + 1, 0, torch.zeros_like(t.sums), 0.0
 
-def _finite(loss, self):
+def _is_best(t, h):
+    "Was no epoch before it as good? Without validation images, the newest is."
+    return not any(e.valid <= h.valid for e in t.history[:h.epoch - 1])
+
+def _finite(loss, t):
     "The loss, if it is a number."
     if not math.isfinite(loss):
-        raise ValueError(f"training diverged in epoch {self.epoch}, the loss is {loss}: try a lower lr than {self.o.lr:g}")
+        raise ValueError(f"training diverged in epoch {t.epoch}, the loss is {loss}: try a lower lr than {t.o.lr:g}")
     return loss
 
-def _sync(self):
+def _sync(t):
     "Let all processes know all poses."
-    for m in (self.memory, self.valid_memory):
-        if m is not None: m.sync(lambda t: self.acc.reduce(t.to(self.acc.device)).cpu())
+    for m in (t.memory, t.valid_memory):
+        if m is not None: m.sync(lambda v: t.acc.reduce(v.to(t.acc.device)).cpu())
 
-def _watch(self, counts):
+def _watch(t, counts):
     "Note how canonical poses are distributed, and warn."
-    self.sync()
-    report = _pose_report(self.model.poses, counts)
-    self.pose_log.append({"epoch": self.epoch, **report, **pose_histograms(self.memory.pose, self.model.poses, self.labels)})
-    if self.epoch > 1 and self.acc.is_main_process and (w := _pose_warning(report, self.epoch/self.o.epochs)):
-        warnings.warn(f"epoch {self.epoch}: {w}")
+    _sync(t)
+    report = _pose_report(t.model.poses, counts)
+    t.pose_log.append({"epoch": t.epoch, **report, **pose_histograms(t.memory.pose, t.model.poses, t.labels)})
+    if t.epoch > 4 and t.acc.is_main_process and (w := _pose_warning(report, t.epoch/t.o.epochs)):
+        warnings.warn(f"epoch {t.epoch}: {w}")
 
-_Trainer.one_epoch, _Trainer.sync, _Trainer.watch = _one_epoch, _sync, _watch
-
-# %% ../nbs/05_training.ipynb #97cd4650
-def _state(self):
+# %% ../nbs/05_training.ipynb #0b422361
+def _state(t):
     "Tensors and plain numbers, all that the rest of the run depends on."
-    self.sync()
-    tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()} | {f"best.{k}": v for k, v in (self.best or {}).items()}
-    for i, s in self.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
-    if self.memory is not None: tensors["memory"] = self.memory.pose
-    if self.valid_memory is not None: tensors["valid_memory"] = self.valid_memory.pose
-    meta = dict(epoch=self.epoch, step=self.step, sums=self.acc.reduce(self.sums.clone()).tolist(), seconds=self.seconds,
-                history=self.history, poses=self.pose_log, scaler=self.acc.scaler.state_dict() if self.acc.scaler else None)
+    _sync(t)
+    tensors = {f"model.{k}": v for k, v in t.model.state_dict().items()} | {f"best.{k}": v for k, v in (t.best or {}).items()}
+    for i, s in t.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
+    if t.memory is not None: tensors["memory"] = t.memory.pose
+    if t.valid_memory is not None: tensors["valid_memory"] = t.valid_memory.pose
+    meta = dict(epoch=t.epoch, step=t.step, sums=t.acc.reduce(t.sums.clone()).tolist(), seconds=t.seconds,
+                history=t.history, poses=t.pose_log, scaler=t.acc.scaler.state_dict() if t.acc.scaler else None)
     return tensors, meta
 
-def _load_state(self, tensors, meta):
+def _load_state(t, tensors, meta):
     "Go back to where `_state` was taken."
     part = lambda name: {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
-    self.model.load_state_dict(part("model"))
-    self.best = {k: v.to(self.acc.device) for k, v in part("best").items()} or None
+    t.model.load_state_dict(part("model"))
+    t.best = {k: v.to(t.acc.device) for k, v in part("best").items()} or None
     moments = {}
     for k, v in part("optimizer").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
-    self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-    for name, m in (("memory", self.memory), ("valid_memory", self.valid_memory)):
+    t.optimizer.load_state_dict({"state": moments, "param_groups": t.optimizer.state_dict()["param_groups"]})
+    for name, m in (("memory", t.memory), ("valid_memory", t.valid_memory)):
         if m is not None: m.pose = tensors[name]
-    self.epoch, self.step, self.seconds, self.pose_log = (meta[k] for k in ("epoch", "step", "seconds", "poses"))
-    if self.acc.is_main_process: self.sums += torch.tensor(meta["sums"], device=self.acc.device)  # of all processes
-    self.history = [Epoch(*h) for h in meta["history"]]
-    if self.acc.scaler and meta["scaler"]: self.acc.scaler.load_state_dict(meta["scaler"])
+    t.epoch, t.step, t.seconds, t.pose_log = (meta[k] for k in ("epoch", "step", "seconds", "poses"))
+    if t.acc.is_main_process: t.sums += torch.tensor(meta["sums"], device=t.acc.device)  # of all processes
+    t.history = [Epoch(*h) for h in meta["history"]]
+    if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-_Trainer.state, _Trainer.load_state = _state, _load_state
-
-# %% ../nbs/05_training.ipynb #5b6803e8
+# %% ../nbs/05_training.ipynb #28650f41
 def train(
     model: nn.Module,  # a `VAE`; or an `AffineVAE`: then the pose of each image is optimised before each step. Trained in place
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels, if any, only name the histograms
@@ -451,7 +446,7 @@ def train(
     patience: int | None = None,  # stop after so many epochs without a better validation loss
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int = 12,  # passes of a pose search, see `multistart`
-    search_every: int = 8,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    search_every: int = 4,  # after the first epochs, poses are searched at one step in so many, and carried over else
     fill: float = 0.0,  # background of augmented images; an `AffineVAE` knows its own
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
     compile: bool = False,  # compile the model? pays only for long runs
@@ -469,7 +464,8 @@ def train(
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
     _check_options(o, model, augment)
     acc = _accelerator(device, mixed_precision)
-    t = _Trainer(model, data, valid, augment, o, workers, acc)
+    words = {k: v for k, v in (extra or {}).items() if isinstance(v, str)}  # they go into the weight files, too
+    t = _Trainer(model, data, valid, augment, o, workers, acc, words)
     if run: _open_run(t, run, resume, _settings(options | {"augment": repr(augment)}, model, t.data, t.valid, (extra or {}) | {
         "processes": acc.num_processes, "device": str(acc.device.type)}))
     elif resume: raise ValueError("resume needs the folder of a run")
@@ -477,7 +473,7 @@ def train(
         save = lambda: _write_checkpoint(t, run)
         while t.epoch <= epochs and not _patience_over(t.history, patience):
             bar.set_description_str(f"epoch {t.epoch}/{epochs}", refresh=False)
-            t.one_epoch(bar, save_every if run else None, save)
+            _one_epoch(t, bar, save_every if run else None, save)
             if run: save(); _write_record(t, run, board)
             if report and acc.is_main_process: report(t.history[-1])
     model.load_state_dict(t.best)
@@ -523,7 +519,7 @@ def _patience_over(history, patience):
     best = min(range(len(history)), key=lambda i: history[i].valid, default=0)
     return bool(patience) and len(history) - 1 - best >= patience
 
-# %% ../nbs/05_training.ipynb #7c88b5a9
+# %% ../nbs/05_training.ipynb #c117c07e
 def _open_run(t, run, resume, settings):
     "Start a run folder, or go on with one."
     path = run/"settings.json"
@@ -537,10 +533,10 @@ def _open_run(t, run, resume, settings):
     old, new = json.loads(path.read_text())["train"], settings["train"]
     for k in old.keys() | new.keys():
         if old.get(k) != new.get(k): raise ValueError(f"{run} was started with {k}={old.get(k)}, it cannot go on with {new.get(k)}")
-    if state := _load_checkpoint(run): t.load_state(*state)
+    if state := _load_checkpoint(run): _load_state(t, *state)
 
 def _write_checkpoint(t, run):
-    state = t.state()
+    state = _state(t)
     if t.acc.is_main_process: _save_checkpoint(run, *state)
 
 def _write_record(t, run, board):
@@ -549,14 +545,14 @@ def _write_record(t, run, board):
     _write_lines(run/"metrics.jsonl", [h._asdict() for h in t.history])
     if t.pose_log: _write_lines(run/"poses.jsonl", t.pose_log)
     h, vae = t.history[-1], getattr(t.model, "vae", t.model)
-    _save_weights(vae, run/"last.safetensors", h)
-    if h.valid == min(e.valid for e in t.history) or len(t.history) == 1: _save_weights(vae, run/"best.safetensors", h)
+    _save_weights(vae, run/"last.safetensors", h, t.words)
+    if _is_best(t, h): _save_weights(vae, run/"best.safetensors", h, t.words)
     if board:
         for k, v in h._asdict().items():
             if k != "epoch" and math.isfinite(v): board.add_scalar(k, v, h.epoch)
 
-def _save_weights(vae, path, h):
-    words = {"epoch": str(h.epoch), "train": f"{h.train:.3f}", "valid": f"{h.valid:.3f}"}
+def _save_weights(vae, path, h, words):
+    words = {"epoch": str(h.epoch), "train": f"{h.train:.3f}", "valid": f"{h.valid:.3f}", **words}
     if isinstance(vae, VAE): return save_vae(vae, path, **words)
     data = save({k: v.detach().cpu().contiguous() for k, v in vae.state_dict().items()}, words)
     with atomic_write(path) as tmp: tmp.write_bytes(data)
@@ -566,8 +562,8 @@ def _finish(t, run):
     if not t.acc.is_main_process: return
     _write_lines(run/"metrics.jsonl", [h._asdict() for h in t.history])
     if t.pose_log: _write_lines(run/"poses.jsonl", t.pose_log)
-    best = min(t.history, key=lambda h: (h.valid, 0) if math.isfinite(h.valid) else (0, -h.epoch))
-    _save_weights(getattr(t.model, "vae", t.model), run/"best.safetensors", best)
+    best = [h for h in t.history if _is_best(t, h)][-1]
+    _save_weights(getattr(t.model, "vae", t.model), run/"best.safetensors", best, t.words)
 
 def _board(run, acc, t):
     "A TensorBoard writer, if it is installed."
