@@ -33,7 +33,7 @@ def _version(wanted: bool):
 def _options(_: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                              help="Show the version and exit.")] = False): pass
 
-# %% ../nbs/09_cli.ipynb #2b751b09
+# %% ../nbs/09_cli.ipynb #caa2a67a
 def format_report(
     report: dict,  # from `evaluate_rotation`
 ) -> str:  # lines of text
@@ -47,7 +47,8 @@ def format_report(
         lines.append(f"{label:24}{loss:8.1f}{excess:14.1f}{passes:9d}{ms:9.2f}")
     return "\n".join(lines + [
         "", f"The AVAE wins back {report['closed']:.0%} of what the rotation costs the VAE.",
-        f"Angle found: median error {report['angle_error_median']:.1f} degrees, {report['angle_within_15']:.0%} within 15,",
+        f"Angle found: median error {report['angle_error_median']:.1f} degrees, "
+        f"{report['angle_within_15']:.0%} within 15,",
         "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."])
 
 # %% ../nbs/09_cli.ipynb #d950e38c
@@ -96,7 +97,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #ac49292d
+# %% ../nbs/09_cli.ipynb #3692c946
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 Regime = Enum("Regime", {k: k for k in ("upright", "random", "optimized")}, type=str)
 Likelihood = Enum("Likelihood", {k: k for k in ("bernoulli", "gaussian", "paper")}, type=str)
@@ -108,9 +109,9 @@ def train(
     ctx: typer.Context,
     data: Annotated[str, typer.Option(help="'sample' (comes with the package), 'mnist', 'fashion_mnist', 'kmnist', "
                                            "'emnist' (from AVAE_DATA), or a folder of images.")] = "sample",
-    regime: Annotated[Regime, typer.Option(help="Images as they are; in random poses; or in random poses, with the pose "
-                                                "of each image optimised before each step.")] = Regime.upright,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the run, a new one.  [default: runs/DATA-REGIME]")] = None,
+    regime: Annotated[Regime, typer.Option(help="Images as they are; in random poses; or in random poses, with the "
+                                                "pose of each optimised before each step.")] = Regime.upright,
+    out: Annotated[Optional[Path], typer.Option(help="New folder for the run.  [default: runs/DATA-REGIME]")] = None,
     resume: Annotated[Optional[Path], typer.Option(help="Go on with the run in this folder; no other options.")] = None,
     angle: Annotated[float, typer.Option(help="Random and optimised angles, +- degrees; 0 = none.")] = 180,
     scale: Annotated[float, typer.Option(help="Both scales, from 1/SCALE to SCALE; 1 = none.")] = 1,
@@ -121,16 +122,18 @@ def train(
     search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 4,
     arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
     latent: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
-    likelihood: Annotated[Likelihood, typer.Option(help="What a pixel is; gaussian: its width is learned.")] = Likelihood.bernoulli,
+    likelihood: Annotated[Likelihood, typer.Option(help="Of a pixel; gaussian: width learned.")] = Likelihood.bernoulli,
     size: Annotated[int, typer.Option(min=8, help="Side of the square images in pixels.")] = 40,
     channels: Annotated[int, typer.Option(help="1 = grey, 3 = colour (folders only).")] = 1,
+    fill: Annotated[float, typer.Option(min=0, max=1, help="Grey value of the background.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step, all processes together.")] = 128,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
-    schedule: Annotated[Schedule, typer.Option(help="Learning rate: up, then down to 0; or constant.")] = Schedule.cosine,
+    schedule: Annotated[Schedule, typer.Option(help="Learning rate: up and down to 0, or constant.")] = Schedule.cosine,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-4,
     clip: Annotated[Optional[float], typer.Option(help="Largest norm of the gradient.")] = None,
-    valid: Annotated[int, typer.Option(min=0, help="Training images set aside to choose the best epoch.")] = 1000,
+    valid: Annotated[Optional[int], typer.Option(min=0, help="Training images set aside to choose the best epoch.  "
+                                                             "[default: a tenth, at most 1000]")] = None,
     patience: Annotated[Optional[int], typer.Option(help="Stop after so many epochs without a better one.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the start weights, the order, poses and codes.")] = 0,
     mixed_precision: Annotated[Precision, typer.Option(help="Of the networks.")] = Precision.no,
@@ -150,12 +153,15 @@ def _settings_of(run, ctx):
     "The options that a run was started with."
     import json
     given = [k for k in ctx.params if k != "resume" and ctx.get_parameter_source(k).name == "COMMANDLINE"]
-    if given: raise ValueError(f"--resume takes the settings of the run, leave out --{given[0].replace('_', '-')}")
-    try: return json.loads((run/"settings.json").read_text())["options"]
+    free = {k: ctx.params[k] for k in given if k in ("device", "workers")}  # these do not change the result
+    if given := [k for k in given if k not in free]:
+        raise ValueError(f"--resume takes the settings of the run, leave out --{given[0].replace('_', '-')}")
+    try: return json.loads((run/"settings.json").read_text())["options"] | free
     except FileNotFoundError: raise FileNotFoundError(f"there is no run in {run}: settings.json is missing") from None
-    except (ValueError, KeyError) as e: raise ValueError(f"{run/'settings.json'} is damaged or not by `avae train` ({e})") from e
+    except (ValueError, KeyError) as e:
+        raise ValueError(f"{run/'settings.json'} is damaged or not by `avae train` ({e})") from e
 
-# %% ../nbs/09_cli.ipynb #492f9a3b
+# %% ../nbs/09_cli.ipynb #da6905b8
 def _train(o, run, resume):
     "Train with the options of the command line."
     from types import SimpleNamespace
@@ -164,17 +170,19 @@ def _train(o, run, resume):
     o_, o = o, SimpleNamespace(**o)
     spaces = {k: v for k, v, none in [("angle", o.angle, 0), ("scale", o.scale, 1), ("shear", o.shear, 0),
                                       ("shift", o.shift, 0)] if v != none and o.regime != "upright"}
-    images, held_out = split_valid(_data(o), o.valid, o.seed)
+    data = _data(o)
+    valid = min(1000, len(getattr(data, "images", data))//10) if o.valid is None else o.valid
+    images, held_out = split_valid(data, valid, o.seed)
     model, poses = _model(o, spaces)
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
-    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every mixed_precision "
-            "compile device workers save_every").split()
-    try: history = train(model, images, held_out if o.valid else None, poses if o.augment else None, run, resume,
+    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every fill "
+            "mixed_precision compile device workers save_every").split()
+    try: history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                          report=say, extra={"options": o_, "command": _command(o_)}, **{k: getattr(o, k) for k in keep})
     except KeyboardInterrupt:
         sys.exit(f"avae: interrupted, go on with: avae train --resume {run}")
-    best = min(history, key=lambda e: e.valid) if o.valid else history[-1]
+    best = min(history, key=lambda e: e.valid) if valid else history[-1]
     if not _rank(): print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best.safetensors'}")
 
 def _data(o):
@@ -184,28 +192,31 @@ def _data(o):
     if o.data in DATASETS: return load_dataset(o.data, "train", o.size, download=o.download)
     if not Path(o.data).is_dir():
         raise ValueError(f"--data must be sample, {', '.join(DATASETS)} or a folder, got {o.data!r}")
-    return ImageDir(o.data, o.size, o.channels)
+    return ImageDir(o.data, o.size, o.channels, o.fill)
 
 def _model(o, spaces):
     "The model and the poses of a regime."
     from avae.affine import PoseSpace
     from avae.core import set_seed
     from avae.models import VAE, AffineVAE, Bernoulli, Gaussian, PaperLoss
-    if o.regime != "upright" and not spaces: raise ValueError(f"regime {o.regime} needs an angle, scale, shear or shift")
+    if o.regime != "upright" and not spaces:
+        raise ValueError(f"regime {o.regime} needs an angle, scale, shear or shift")
+    if o.regime == "random" and not o.augment: raise ValueError("regime random without random poses: drop --no-augment")
     poses = PoseSpace(**spaces) if spaces else None
     set_seed(o.seed)
-    likelihood = {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}[o.likelihood]()
-    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihood)
-    return AffineVAE(vae, poses) if o.regime == "optimized" else vae, poses
+    likelihoods = {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}
+    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihoods[o.likelihood]())
+    return AffineVAE(vae, poses, fill=o.fill) if o.regime == "optimized" else vae, poses
 
 def _command(o):
     "The command line that starts such a run, without what is at its default."
-    import inspect
+    import inspect, shlex
     default = {k: getattr(v.default, "value", v.default) for k, v in inspect.signature(train).parameters.items()}
     words = ["avae train"]
     for k, v in o.items():
         if v == default.get(k) or k in ("out", "resume"): continue
-        words.append(f"--{'no-' if v is False else ''}{k.replace('_', '-')}" + ("" if isinstance(v, bool) else f" {v}"))
+        words.append(f"--{'no-' if v is False else ''}{k.replace('_', '-')}")
+        if not isinstance(v, bool): words.append(shlex.quote(str(v)))
     return " ".join(words)
 
 def _rank():

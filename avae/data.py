@@ -80,7 +80,7 @@ def load_dataset(
     raw = ds.data.transpose(1, 2) if name == "emnist" else ds.data  # EMNIST stores its letters lying on their side
     return _to_images(raw, ds.targets, size)
 
-# %% ../nbs/01_data.ipynb #5e375df1
+# %% ../nbs/01_data.ipynb #91235ca3
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
 class ImageDir(Dataset):
@@ -95,7 +95,7 @@ class ImageDir(Dataset):
         channels: int = 1,  # 1 = grey, 3 = colour
         fill: float = 0.0,  # background beside an image that is not square
     ):
-        root = Path(root)
+        root, fill = Path(root), float(fill)
         if not root.is_dir(): raise FileNotFoundError(f"no folder {root}")
         if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
         self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
@@ -108,22 +108,27 @@ class ImageDir(Dataset):
     def __len__(self): return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        x = _read_image(self.files[i], self.channels)
+        x = _read_image(self.files[i], self.channels, self.fill)
         h, w = x.shape[-2:]
         new = [max(1, round(v*self.size/max(h, w))) for v in (h, w)]
         x = F.interpolate(x, new, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
         return pad_to(x, self.size, self.fill)[0], self.targets[i]
 
-def _read_image(path, channels):
+def _read_image(path, channels, fill):
     "(1, C, H, W) in [0, 1]; also of 16 bits, as microscopes make them."
     from PIL import Image, ImageOps
     try:
         with Image.open(path) as im: im = ImageOps.exif_transpose(im)  # as the photographer held the camera
-        deep = im.mode.startswith("I")
-        x = np.asarray(im, np.float32)/65535 if deep else np.asarray(im.convert("L" if channels == 1 else "RGB"), np.float32)/255
-    except (OSError, ValueError, SyntaxError) as e: raise ValueError(f"{path} is no image that can be read ({e})") from e
+        if im.mode == "F": raise ValueError("its pixels are floating-point numbers of unknown range")
+        if im.mode.startswith("I"): x = np.asarray(im, np.float32)/65535
+        else: x = np.asarray(im.convert("LA" if channels == 1 else "RGBA"), np.float32)/255
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{path}: no image that can be read ({e})") from e
+    if x.max() > 1: raise ValueError(f"{path}: no image that can be read (its pixels have more than 16 bits)")
     x = torch.from_numpy(x)
-    return (x if x.dim() == 3 else x[..., None].expand(-1, -1, channels)).permute(2, 0, 1)[None]
+    if x.dim() == 2: x = x[..., None].expand(-1, -1, channels)
+    else: x = torch.lerp(torch.tensor(fill), x[..., :-1], x[..., -1:])  # the background shows where it is transparent
+    return x.permute(2, 0, 1)[None]
 
 # %% ../nbs/01_data.ipynb #e633a36f
 def _segment_distance(p, a, b):

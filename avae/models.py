@@ -298,7 +298,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #0970f56c
+# %% ../nbs/03_models.ipynb #5255c7aa
 class AffineVAE(nn.Module):
     """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
     It starts in the mode, train or eval, of that VAE."""
@@ -338,13 +338,16 @@ class AffineVAE(nn.Module):
     ) -> AffineVAEOutput:
         """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
         and the last warp is bilinear, whose gradient costs half as much."""
-        mat = self.poses.mat(pose, x.shape[-2:])
-        canonical = resample(x, mat, self.fill, "bicubic")
+        exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
+        with exact:
+            mat = self.poses.mat(pose, x.shape[-2:])
+            canonical = resample(x, mat, self.fill, "bicubic")
         mu, logvar = self.vae.encode(canonical)
         code = reparameterize(mu, logvar, self.training, noise)
-        recon = resample(self.vae.decode(code), torch.linalg.inv_ex(mat).inverse, self.fill,
-                         "bilinear" if self.training else "soft")
-        nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
+        recon, mode = self.vae.decode(code), "bilinear" if self.training else "soft"
+        with exact:
+            recon = resample(recon.to(x.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, mode)
+            nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
 
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats

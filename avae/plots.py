@@ -107,7 +107,7 @@ def _energy_panel(ax, angles, energy, out):
     ax.set(xlabel="angle [degrees]", ylabel="-elbo [nats]", xticks=range(-180, 181, 90), xlim=(-180, 180))
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/07_plots.ipynb #fe3a8cc8
+# %% ../nbs/07_plots.ipynb #ad3fddae
 def plot_pose_histograms(
     log: list[dict],  # the lines of poses.jsonl, see `avae.training.train`
     parameter: str = "angle",
@@ -117,7 +117,8 @@ def plot_pose_histograms(
     import matplotlib.pyplot as plt
     log = [row for row in log if row["epoch"] in epochs]
     if not log: raise ValueError(f"epochs must name some of the run, got {epochs}")
-    fig, axes = plt.subplots(1, len(log), figsize=(1 + 3*len(log), 3.4), sharey=True, squeeze=False, layout="constrained")
+    size = (1 + 3*len(log), 3.4)
+    fig, axes = plt.subplots(1, len(log), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, row in zip(axes[0], log):
         counts, edges = row[parameter]["counts"], row[parameter]["edges"]
         classes = [c for c in counts if c != "all"] or ["all"]

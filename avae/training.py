@@ -38,7 +38,7 @@ def mean_elbo(
     with evaluating(vae): elbo = torch.cat([vae(b.to(device)).elbo for b in images.split(batch_size)])
     return elbo.cpu().double().mean().item()
 
-# %% ../nbs/05_training.ipynb #68dddb43
+# %% ../nbs/05_training.ipynb #b31859be
 def split_valid(
     data: Tensor | Images | Dataset,  # N images
     valid: int,  # how many to set aside, below N
@@ -58,10 +58,10 @@ def _take(data, idx):
 
 def _labels(data):
     "The labels of N images as a tensor (N,), if there are any."
-    if isinstance(data, Images): return data.labels
     if isinstance(data, Subset): return None if (v := _labels(data.dataset)) is None else v[data.indices]
-    v = getattr(data, "targets", None)
-    return None if v is None else torch.as_tensor(v)
+    try: v = torch.as_tensor(data.labels if isinstance(data, Images) else data.targets).cpu()
+    except (AttributeError, TypeError, ValueError): return None  # none, or words
+    return v if v.dim() == 1 and len(v) == _count(data) else None
 
 class _Indexed(Dataset):
     "Batches of images with their numbers, out of whatever somebody has."
@@ -69,16 +69,18 @@ class _Indexed(Dataset):
     def __init__(self, data, channels=None, size=None):
         self.data, self.check = data, partial(check_images, channels=channels, size=size)
         self.images = data.images if isinstance(data, Images) else data if isinstance(data, Tensor) else None
-        if self.images is not None: self.check(self.images)
+        if self.images is not None: self.check(self.images if self.images.is_floating_point() else self.images[:1])
         elif not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise TypeError(f"data must be a tensor, Images or a Dataset with a length, got {type(data).__name__}")
 
     def __len__(self): return _count(self.data)
 
     def __getitems__(self, idx):  # what a `DataLoader` asks for if it is there: a whole batch at once
-        if self.images is not None: return torch.tensor(idx), self.check(self.images[idx], values=False)
+        if self.images is not None: return torch.tensor(idx), self.check(self.images[idx], values=False).float()
         items = [v[0] if isinstance(v := self.data[i], (tuple, list)) else v for i in idx]
-        return torch.tensor(idx), self.check(torch.stack(items))
+        if not all(isinstance(v, Tensor) and v.shape == items[0].shape for v in items):
+            raise ValueError("data must give images as tensors (C, H, W) of one size")
+        return torch.tensor(idx), self.check(torch.stack(items)).float()
 
 # %% ../nbs/05_training.ipynb #b18dfb59
 def _generator(*numbers):  # of integers >= 0, such as (seed, epoch, step)
@@ -124,29 +126,44 @@ class PoseMemory:
         self.pose = torch.where(new[:, -1:] > 0, new[:, :-1], self.pose)
         self.changed[:] = False
 
-# %% ../nbs/05_training.ipynb #96987fb6
+# %% ../nbs/05_training.ipynb #17328359
+class _Sum(torch.autograd.Function):
+    "The sum over processes; so is its gradient."
+
+    @staticmethod
+    def forward(ctx, v):
+        v = v.clone()
+        torch.distributed.all_reduce(v)
+        return v
+
+    @staticmethod
+    def backward(ctx, grad): return _Sum.forward(ctx, grad.contiguous())
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     "Batch normalisation over the images of all processes; plain `BatchNorm2d` with one process and in eval mode."
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
         dist = torch.distributed
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1): return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # the differentiable one
-        n = x.new_full((1,), x.numel()/x.shape[1])
-        n, s, s2 = all_reduce(torch.cat([n, x.sum((0, 2, 3)), (x*x).sum((0, 2, 3))])).split([1, *[x.shape[1]]*2])
-        mean, var = s/n, s2/n - (s/n)**2
+        v = x.float()
+        n = v.new_full((1,), v.numel()/v.shape[1])
+        n, s, s2 = _Sum.apply(torch.cat([n, v.sum((0, 2, 3)), (v*v).sum((0, 2, 3))])).split([1, *[v.shape[1]]*2])
+        mean, var = s/n, (s2/n - (s/n)**2).clamp_min(0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var*n/(n - 1), self.momentum)
+            self.running_var.lerp_(var*n/(n - 1).clamp_min(1), self.momentum)
         scale = self.weight*torch.rsqrt(var + self.eps)
-        return x*scale[:, None, None] + (self.bias - mean*scale)[:, None, None]
+        return (v*scale[:, None, None] + (self.bias - mean*scale)[:, None, None]).to(x.dtype)
 
     @classmethod
     def convert(cls, module: nn.Module):  # changed in place; weights and running averages are kept
-        "Let every `BatchNorm2d` within a module see all processes."
+        "Let every `BatchNorm2d` within a module see all processes; `ValueError` for kinds that are not usual."
         for m in module.modules():
-            if type(m) is nn.BatchNorm2d: m.__class__ = cls
+            if type(m) is not nn.BatchNorm2d: continue
+            if None in (m.momentum, m.weight, m.running_mean):
+                raise ValueError("several processes need BatchNorm2d with momentum, affine and running averages")
+            m.__class__ = cls
 
 # %% ../nbs/05_training.ipynb #f14b39ab
 class _Loss(nn.Module):
@@ -160,12 +177,13 @@ class _Loss(nn.Module):
         out = self.model(x, noise) if pose is None else self.model.explain(x, pose, noise=noise)
         return -out.elbo
 
-# %% ../nbs/05_training.ipynb #f46f1076
+# %% ../nbs/05_training.ipynb #f87544b1
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 def _save_checkpoint(run, tensors, meta):
     "Write the state; the one before is kept."
-    data = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, {"state": json.dumps(meta)})
+    state = torch.frombuffer(bytearray(json.dumps(meta).encode()), dtype=torch.uint8)  # a header has a largest size
+    data = save({"state": state} | {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     with atomic_write(run/CHECKPOINT) as tmp:
         tmp.write_bytes(data)
         if (run/CHECKPOINT).exists(): (run/CHECKPOINT).replace(run/PREVIOUS)
@@ -176,9 +194,9 @@ def _load_checkpoint(run):
     for path in (run/CHECKPOINT, run/PREVIOUS):
         if not path.exists(): continue
         try:
-            with safe_open(path, "pt") as f: state = json.loads(f.metadata()["state"])
             with safe_open(path, "pt") as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e: bad.append(f"{path} is damaged ({e})")
+            state = json.loads(bytes(tensors.pop("state").tolist()))
+        except (SafetensorError, KeyError, TypeError, ValueError) as e: bad.append(f"{path} is damaged ({e})")
         else:
             if bad: warnings.warn(f"{bad[0]}: going on from the one before, epoch {state['epoch']}")
             return tensors, state
@@ -195,13 +213,14 @@ def _settings(options, model, data, valid, extra):
     from avae import __version__
     vae = getattr(model, "vae", model)
     what = {k: getattr(vae, k) for k in ("latent", "size", "channels", "arch") if hasattr(vae, k)}
-    what |= {"likelihood": type(getattr(model, "likelihood", None)).__name__, "poses": repr(getattr(model, "poses", None))}
-    return json.loads(json.dumps({
-        "train": options | {"images": len(data), "valid_images": len(valid) if valid else 0, "model": what},
-        "versions": {"avae": __version__, "python": platform.python_version()} | {k: version(k) for k in ("torch", "accelerate")},
-        **extra}, default=str))
+    what |= {"likelihood": type(model.likelihood).__name__, "poses": repr(getattr(model, "poses", None)),
+             "fill": str(getattr(model, "fill", None))}
+    versions = {"avae": __version__, "python": platform.python_version()}
+    versions |= {k: version(k) for k in ("torch", "accelerate")}
+    run = options | {"images": len(data), "valid_images": len(valid) if valid else 0, "model": what}
+    return json.loads(json.dumps({"train": run, "versions": versions, **extra}, default=str))
 
-# %% ../nbs/05_training.ipynb #68e95702
+# %% ../nbs/05_training.ipynb #020a1000
 def pose_histograms(
     pose: Tensor,  # (N, D) canonical poses
     poses: PoseSpace,
@@ -240,7 +259,7 @@ def _pose_warning(report, progress):  # progress: 0 to 1 of the whole run
     "One sentence, if something looks wrong."
     for k, v in report["at_bound"].items():
         if v > 0.3: return f"{v:.0%} of the images want a {k} at its bound: the range is too narrow, or poses collapse"
-    if report["unmoved"] > 0.5: return f"the search leaves {report['unmoved']:.0%} of the images as they are: no need of it?"
+    if (v := report["unmoved"]) > 0.5: return f"the search leaves {v:.0%} of the images as they are: no need of it?"
     for k, v in report["moved"].items():
         if progress > 0.7 and v > 0.3:
             return f"poses drift: the {k} of {v:.0%} of the images still changes by more than 5 % of its range"
@@ -256,10 +275,14 @@ class Epoch(NamedTuple):
     images_per_second: float  # in training, all processes together
     seconds: float  # with validation
 
-# %% ../nbs/05_training.ipynb #fc0e2b0b
-SCHEDULES = {"cosine": lambda t: min(t/0.1, 1)*0.5*(1 + math.cos(math.pi*max(0, (t - 0.1)/0.9))), "constant": lambda t: 1.0}
+# %% ../nbs/05_training.ipynb #681850d0
+def _cosine(t): return t/0.1 if t < 0.1 else 0.5 + 0.5*math.cos(math.pi*(t - 0.1)/0.9)
+
+SCHEDULES = {"cosine": _cosine, "constant": lambda t: 1.0}  # part of the run that is over -> part of the learning rate
 
 class _Trainer:
+    "What one run needs, and where it is."
+
     def __init__(self, model, data, valid, augment, o, workers, acc, words=()):
         self.model, self.augment, self.o, self.acc, self.workers, self.words = model, augment, o, acc, workers, words
         self.affine = isinstance(model, AffineVAE)
@@ -269,11 +292,14 @@ class _Trainer:
         self.labels, self.fill = _labels(data), model.fill if self.affine else o.fill
         if not len(self.data): raise ValueError("data must hold at least one image, got none")
         self.steps = -(-len(self.data)//o.batch_size)
-        self.size = tuple(self.data.__getitems__([0])[1].shape[2:])
+        if len(self.data)//self.steps < acc.num_processes:
+            raise ValueError(f"batch_size and data must give each of the {acc.num_processes} processes an image a step")
+        one = self.data.__getitems__([0])[1].to(acc.device)
+        self.size = tuple(one.shape[2:])
         self.memory, self.valid_memory = (
             PoseMemory(len(d), model.poses, self.size) if self.affine and d else None for d in (self.data, self.valid))
         model.to(acc.device)
-        with torch.no_grad(), evaluating(model): self.latent = vae.encode(self.data.__getitems__([0])[1].to(acc.device))[0].shape[1]
+        with torch.no_grad(), evaluating(model): self.latent = vae.encode(one)[0].shape[1]
         if acc.num_processes > 1: SyncBatchNorm2d.convert(model)
         weights = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, o.lr, weight_decay=o.weight_decay)
@@ -282,11 +308,16 @@ class _Trainer:
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
         self.sums = torch.zeros(5 + 2*len(model.poses if self.affine else ()), device=acc.device)  # loss, passes, tally
 
-# %% ../nbs/05_training.ipynb #a426801e
+# %% ../nbs/05_training.ipynb #afaef6b0
 def _loader(t, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
     "Batches of images, read by `workers` processes beside this one."
-    loader = DataLoader(data, batch_sampler=batches, collate_fn=lambda b: b, num_workers=t.workers)
-    for idx, x in loader: yield idx, x.to(t.acc.device, non_blocking=True)
+    loader = DataLoader(data, batch_sampler=batches, collate_fn=_as_it_is, num_workers=t.workers)
+    try:
+        for idx, x in loader: yield idx, x.to(t.acc.device)
+    except (ValueError, TypeError, OSError) as e:  # a worker hands on its traceback as well
+        raise type(e)(str(e).strip().splitlines()[-1].removeprefix(f"{type(e).__name__}: ")) from None
+
+def _as_it_is(batch): return batch
 
 def _batches(t):
     "The whole batches of this epoch, and this process's share of each."
@@ -298,7 +329,7 @@ def _batches(t):
 def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
     return v.tensor_split(t.acc.num_processes)[t.acc.process_index].to(t.acc.device)
 
-# %% ../nbs/05_training.ipynb #01f591b8
+# %% ../nbs/05_training.ipynb #0ae11984
 def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
@@ -312,8 +343,10 @@ def _find(t, memory, idx, x, applied, step):
     due = unknown | ((step + t.epoch) % every == 0)
     if due.any():
         hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)[due]
-        with evaluating(t.model), torch.no_grad(), t.acc.autocast():
-            found = multistart(t.model.energy, t.model.poses, x[due], t.o.search_budget, hint[:, None])
+        def energy(x, pose):
+            with t.acc.autocast(): return t.model.energy(x, pose)
+        with evaluating(t.model), torch.no_grad():
+            found = multistart(energy, t.model.poses, x[due], t.o.search_budget, hint[:, None])
         if memory is t.memory:
             t.sums[1] += found.passes*len(found.pose)
             t.sums[2:] += _tally(memory.poses, pose[due], found.pose).to(t.sums)
@@ -321,7 +354,7 @@ def _find(t, memory, idx, x, applied, step):
     memory.store(idx, pose, applied)
     return pose
 
-# %% ../nbs/05_training.ipynb #d242caa8
+# %% ../nbs/05_training.ipynb #f79f9ce0
 def _one_step(t, n, idx, x):
     "One step of the weights on a batch of n images, of which this process holds `x`; the sum of its losses."
     o, g = t.o, _generator(t.o.seed, t.epoch, t.step)
@@ -330,7 +363,7 @@ def _one_step(t, n, idx, x):
     torch.manual_seed(g.initial_seed() + t.acc.process_index)  # for dropout, if somebody's model has any
     x, applied = _view(t, x, _mine(t, u))
     pose = _find(t, t.memory, idx, x, applied, t.step) if t.affine else None
-    with t.acc.autocast(): losses = t.loss(x, pose, _mine(t, noise))
+    losses = t.loss(x, pose, _mine(t, noise))
     for group in t.optimizer.param_groups:
         group["lr"] = o.lr*SCHEDULES[o.schedule](((t.epoch - 1)*t.steps + t.step + 0.5)/(o.epochs*t.steps))
     t.optimizer.zero_grad(set_to_none=True)
@@ -345,12 +378,12 @@ def _score(t):
     if not t.valid: return math.nan
     chunks = list(torch.arange(len(t.valid)).split(256))[t.acc.process_index::t.acc.num_processes]
     total = torch.zeros((), device=t.acc.device)
-    with evaluating(t.model), t.acc.autocast():
+    with evaluating(t.model):
         for idx, x in _loader(t, t.valid, [c.tolist() for c in chunks]):
             u = torch.rand(len(x), len(t.augment or ()), generator=_generator(t.o.seed, 0, idx[0].item()))
             x, applied = _view(t, x, u.to(x))
             pose = _find(t, t.valid_memory, idx, x, applied, idx[0].item()//256) if t.affine else None
-            total += (t.model.explain(x, pose) if t.affine else t.model(x)).elbo.sum()
+            with t.acc.autocast(): total += (t.model.explain(x, pose) if t.affine else t.model(x)).elbo.sum()
     return -t.acc.reduce(total).item()/len(t.valid)
 
 # %% ../nbs/05_training.ipynb #cfdc0104
@@ -401,16 +434,18 @@ def _watch(t, counts):
     if t.epoch > 4 and t.acc.is_main_process and (w := _pose_warning(report, t.epoch/t.o.epochs)):
         warnings.warn(f"epoch {t.epoch}: {w}")
 
-# %% ../nbs/05_training.ipynb #0b422361
+# %% ../nbs/05_training.ipynb #af37b804
 def _state(t):
     "Tensors and plain numbers, all that the rest of the run depends on."
     _sync(t)
-    tensors = {f"model.{k}": v for k, v in t.model.state_dict().items()} | {f"best.{k}": v for k, v in (t.best or {}).items()}
-    for i, s in t.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
+    tensors = {f"model.{k}": v for k, v in t.model.state_dict().items()}
+    tensors |= {f"best.{k}": v for k, v in (t.best or {}).items()}
+    for i, s in t.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
     if t.memory is not None: tensors["memory"] = t.memory.pose
     if t.valid_memory is not None: tensors["valid_memory"] = t.valid_memory.pose
-    meta = dict(epoch=t.epoch, step=t.step, sums=t.acc.reduce(t.sums.clone()).tolist(), seconds=t.seconds,
-                history=t.history, poses=t.pose_log, scaler=t.acc.scaler.state_dict() if t.acc.scaler else None)
+    sums, scaler = t.acc.reduce(t.sums.clone()).tolist(), t.acc.scaler.state_dict() if t.acc.scaler else None
+    meta = dict(epoch=t.epoch, step=t.step, seconds=t.seconds, sums=sums, history=t.history, poses=t.pose_log,
+                scaler=scaler)
     return tensors, meta
 
 def _load_state(t, tensors, meta):
@@ -428,10 +463,10 @@ def _load_state(t, tensors, meta):
     t.history = [Epoch(*h) for h in meta["history"]]
     if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-# %% ../nbs/05_training.ipynb #28650f41
+# %% ../nbs/05_training.ipynb #4c65fb2c
 def train(
-    model: nn.Module,  # a `VAE`; or an `AffineVAE`: then the pose of each image is optimised before each step. Trained in place
-    data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels, if any, only name the histograms
+    model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
+    data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
     valid: Tensor | Images | Dataset | None = None,  # the weights that score best on them are kept
     augment: PoseSpace | None = None,  # show each image in a random pose of this space, another one in every epoch
     run: str | Path | None = None,  # folder for the record of the run and its checkpoints; nothing is written if None
@@ -456,21 +491,25 @@ def train(
     report: Callable[[Epoch], None] | None = None,  # called with the line of each epoch, for example `print`
     extra: dict | None = None,  # further entries for settings.json
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
-    """Train by AdamW; same seed, same machine, same weights, also if the run was killed and resumed.
+    """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed (GPUs add up in any
+    order). Poses are searched by `multistart`, whatever optimizer the `AffineVAE` has; PyTorch's global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
-    options = {k: v for k, v in locals().items() if k in (
-        "epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every fill mixed_precision compile".split())}
+    options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
+                   patience=patience, seed=seed, search_budget=search_budget, search_every=search_every, fill=fill,
+                   mixed_precision=mixed_precision, compile=compile)
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
-    _check_options(o, model, augment)
+    _check_options(o, model, augment, valid, save_every)
     acc = _accelerator(device, mixed_precision)
     words = {k: v for k, v in (extra or {}).items() if isinstance(v, str)}  # they go into the weight files, too
     t = _Trainer(model, data, valid, augment, o, workers, acc, words)
-    if run: _open_run(t, run, resume, _settings(options | {"augment": repr(augment)}, model, t.data, t.valid, (extra or {}) | {
-        "processes": acc.num_processes, "device": str(acc.device.type)}))
+    where = {"processes": acc.num_processes, "device": acc.device.type}
+    settings = _settings(options | {"augment": repr(augment)}, model, t.data, t.valid, (extra or {}) | where)
+    if run: _open_run(t, run, resume, settings)
     elif resume: raise ValueError("resume needs the folder of a run")
+    save = lambda: _write_checkpoint(t, run)
+    if run and not t.history and not t.step: save()  # from here on, the start weights of a resumed run do not count
     with _board(run, acc, t) as board, _bar(t) as bar:
-        save = lambda: _write_checkpoint(t, run)
         while t.epoch <= epochs and not _patience_over(t.history, patience):
             bar.set_description_str(f"epoch {t.epoch}/{epochs}", refresh=False)
             _one_epoch(t, bar, save_every if run else None, save)
@@ -478,22 +517,27 @@ def train(
             if report and acc.is_main_process: report(t.history[-1])
     model.load_state_dict(t.best)
     model.eval()
-    if run: _finish(t, run)
+    _forget_accelerator()
     return t.history
 
-# %% ../nbs/05_training.ipynb #b0ea18b7
-def _check_options(o, model, augment):
+# %% ../nbs/05_training.ipynb #b0e3f2e5
+def _check_options(o, model, augment, valid, save_every):
     "One clear sentence for what makes no sense."
     if not isinstance(model, (VAE, AffineVAE)):
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
-    for k in ("epochs", "batch_size", "search_every"):
-        if getattr(o, k) < 1: raise ValueError(f"{k} must be at least 1, got {getattr(o, k)}")
-    for k in ("lr", "clip", "patience"):
+    whole = {k: getattr(o, k) for k in ("epochs", "batch_size", "search_every", "search_budget", "seed", "patience")}
+    for k, v in (whole | {"save_every": save_every}).items():
+        if v is not None and (not isinstance(v, int) or v < (k != "seed")):
+            raise ValueError(f"{k} must be a whole number, at least {int(k != 'seed')}, got {v}")
+    for k in ("lr", "clip"):
         if (v := getattr(o, k)) is not None and not v > 0: raise ValueError(f"{k} must be positive, got {v}")
-    for k in ("seed", "weight_decay"):
-        if getattr(o, k) < 0: raise ValueError(f"{k} must not be negative, got {getattr(o, k)}")
+    if o.weight_decay < 0: raise ValueError(f"weight_decay must not be negative, got {o.weight_decay}")
+    if o.patience and valid is None: raise ValueError("patience needs validation images")
     for k, known in (("schedule", tuple(SCHEDULES)), ("mixed_precision", ("no", "bf16", "fp16"))):
         if getattr(o, k) not in known: raise ValueError(f"{k} must be one of {', '.join(known)}, got {getattr(o, k)!r}")
+    own = {id(p) for p in getattr(model, "vae", model).parameters()}
+    if any(p.requires_grad and id(p) not in own for p in model.parameters()):
+        raise ValueError("a learned likelihood must belong to the VAE itself, or its weights would not be saved")
     if augment is not None and not isinstance(augment, PoseSpace):
         raise TypeError(f"augment must be a PoseSpace, got {type(augment).__name__}")
     least = 5 if isinstance(model, AffineVAE) and len(model.poses) == 1 else 9
@@ -503,23 +547,34 @@ def _check_options(o, model, augment):
 def _accelerator(device, mixed_precision):
     "Accelerate's handle on devices and processes, for this call alone."
     from accelerate import Accelerator
+    _forget_accelerator()
+    try:
+        want = torch.device(device or default_device())
+        if want.type == "cuda" and want.index is not None: torch.cuda.set_device(want)
+        acc = Accelerator(cpu=want.type == "cpu", mixed_precision=mixed_precision)
+    except (ValueError, RuntimeError, AssertionError) as e:
+        raise ValueError(f"cannot train on {device} in precision {mixed_precision}: {e}") from e
+    if acc.device.type != want.type: raise ValueError(f"there is no device {want} here, only {acc.device}")
+    return acc
+
+def _forget_accelerator():
+    "Accelerate's state outlives a call and a fork, and refuses other settings; nothing public resets it."
     from accelerate.state import AcceleratorState
-    device = torch.device(device or default_device())
-    AcceleratorState._reset_state(reset_partial_state=True)  # it outlives a call, and a fork, and refuses other settings
-    try: return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision)
-    except (ValueError, RuntimeError) as e: raise ValueError(f"cannot train on {device} in {mixed_precision}: {e}") from e
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 def _bar(t):
     "Progress over the whole run, with time left and images per second; quiet when piped and on all but one process."
-    return tqdm(total=t.o.epochs*len(t.data), initial=min((t.epoch - 1)*len(t.data) + t.step*t.o.batch_size, t.o.epochs*len(t.data)), unit=" images", unit_scale=True,
-                disable=None if t.acc.is_main_process else True, leave=False, dynamic_ncols=True)
+    n = len(t.data)
+    done = (t.epoch - 1)*n + t.step*n//t.steps
+    return tqdm(total=t.o.epochs*n, initial=done, unit=" images", unit_scale=True, leave=False, dynamic_ncols=True,
+                disable=None if t.acc.is_main_process else True)
 
 def _patience_over(history, patience):
     "Has the validation loss not improved for so many epochs?"
     best = min(range(len(history)), key=lambda i: history[i].valid, default=0)
     return bool(patience) and len(history) - 1 - best >= patience
 
-# %% ../nbs/05_training.ipynb #c117c07e
+# %% ../nbs/05_training.ipynb #ce7b8660
 def _open_run(t, run, resume, settings):
     "Start a run folder, or go on with one."
     path = run/"settings.json"
@@ -530,10 +585,16 @@ def _open_run(t, run, resume, settings):
         if t.acc.is_main_process: _write_text(path, json.dumps(settings, indent=1) + "\n")
         return
     if not path.is_file(): raise FileNotFoundError(f"there is no run in {run}: settings.json is missing")
-    old, new = json.loads(path.read_text())["train"], settings["train"]
+    try: old, new = json.loads(path.read_text())["train"], settings["train"]
+    except (ValueError, KeyError) as e: raise ValueError(f"{path} is damaged ({e})") from e
     for k in old.keys() | new.keys():
-        if old.get(k) != new.get(k): raise ValueError(f"{run} was started with {k}={old.get(k)}, it cannot go on with {new.get(k)}")
+        if (a := old.get(k)) != (b := new.get(k)):
+            raise ValueError(f"{run} was started with {k}={a}, it cannot go on with {b}")
     if state := _load_checkpoint(run): _load_state(t, *state)
+    t.acc.wait_for_everyone()
+    if t.acc.is_main_process:
+        for p in run.glob(".tmp-*"): p.unlink(missing_ok=True)  # left by a process that was killed
+    if t.history and not t.step: _write_record(t, run, None)  # it may have been killed before this
 
 def _write_checkpoint(t, run):
     state = _state(t)
@@ -554,16 +615,8 @@ def _write_record(t, run, board):
 def _save_weights(vae, path, h, words):
     words = {"epoch": str(h.epoch), "train": f"{h.train:.3f}", "valid": f"{h.valid:.3f}", **words}
     if isinstance(vae, VAE): return save_vae(vae, path, **words)
-    data = save({k: v.detach().cpu().contiguous() for k, v in vae.state_dict().items()}, words)
+    data = save({k: v.detach().cpu().contiguous().clone() for k, v in vae.state_dict().items()}, words)
     with atomic_write(path) as tmp: tmp.write_bytes(data)
-
-def _finish(t, run):
-    "The record may be a step behind if the run was killed after its last checkpoint."
-    if not t.acc.is_main_process: return
-    _write_lines(run/"metrics.jsonl", [h._asdict() for h in t.history])
-    if t.pose_log: _write_lines(run/"poses.jsonl", t.pose_log)
-    best = [h for h in t.history if _is_best(t, h)][-1]
-    _save_weights(getattr(t.model, "vae", t.model), run/"best.safetensors", best, t.words)
 
 def _board(run, acc, t):
     "A TensorBoard writer, if it is installed."
@@ -572,16 +625,19 @@ def _board(run, acc, t):
     if run is None or not acc.is_main_process: return nullcontext()
     return SummaryWriter(run/"tensorboard", purge_step=t.epoch)
 
-# %% ../nbs/05_training.ipynb #ac4730eb
+# %% ../nbs/05_training.ipynb #211ef746
 def launch(
     function: Callable,  # is called with the arguments in every process; its result is dropped, so let it write a run
     *args,
     processes: int = 2,  # on this machine: as many GPUs, or else as many shares of the CPU
     **kwargs,
 ):
-    "Run a function, such as `train`, in several processes at once, also from a notebook."
+    """Run a function, such as `train`, in several processes at once, also from a notebook. On GPUs, before any other
+    use of CUDA in this one."""
     from accelerate import debug_launcher, notebook_launcher
-    work, gpu = partial(_in_process, function, processes, kwargs), torch.cuda.is_available()
+    from accelerate.utils import is_cuda_available  # asks without starting CUDA, which a fork would not survive
+    _forget_accelerator()
+    work, gpu = partial(_in_process, function, processes, kwargs), is_cuda_available()
     print(f"{processes} processes on {'GPUs' if gpu else 'the CPU'}")
     start = notebook_launcher if gpu else debug_launcher  # the notebook's one would run a single process on a CPU
     start(work, args, num_processes=processes)
@@ -589,6 +645,7 @@ def launch(
 def _in_process(function, processes, kwargs, *args):
     "What a process started by `launch` does."
     import os
-    if int(os.environ.get("WORLD_SIZE", 1)) != processes: raise RuntimeError(f"asked for {processes} processes, got one")
+    if int(os.environ.get("WORLD_SIZE", 1)) != processes:
+        raise RuntimeError(f"asked for {processes} processes, but they do not run")
     if not torch.cuda.is_available(): torch.set_num_threads(1)  # a forked process must not use its parent's threads
     function(*args, **kwargs)

@@ -1,0 +1,2 @@
+import torch
+from avae.training import _settings, _command if False else _settings
