@@ -107,7 +107,7 @@ def _energy_panel(ax, angles, energy, out):
     ax.set(xlabel="angle [degrees]", ylabel="-elbo [nats]", xticks=range(-180, 181, 90), xlim=(-180, 180))
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/07_plots.ipynb #ad3fddae
+# %% ../nbs/07_plots.ipynb #30cb6713
 def plot_pose_histograms(
     log: list[dict],  # the lines of poses.jsonl, see `avae.training.train`
     parameter: str = "angle",
@@ -130,4 +130,6 @@ def plot_pose_histograms(
         ax.invert_yaxis()
     axes[0, 0].set_ylabel("class")
     fig.colorbar(picture, ax=axes[0].tolist(), label="share of the class", extend="max", format="{x:.0%}", pad=0.01)
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # or every drawing would move things a little
     return fig

@@ -1,2 +1,0 @@
-import torch
-from avae.training import _settings, _command if False else _settings
