@@ -329,7 +329,7 @@ def _batches(t):
 def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
     return v.tensor_split(t.acc.num_processes)[t.acc.process_index].to(t.acc.device)
 
-# %% ../nbs/05_training.ipynb #0ae11984
+# %% ../nbs/05_training.ipynb #d39ffa47
 def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
@@ -354,7 +354,7 @@ def _find(t, memory, idx, x, applied, step):
     memory.store(idx, pose, applied)
     return pose
 
-# %% ../nbs/05_training.ipynb #f79f9ce0
+# %% ../nbs/05_training.ipynb #96571afa
 def _one_step(t, n, idx, x):
     "One step of the weights on a batch of n images, of which this process holds `x`; the sum of its losses."
     o, g = t.o, _generator(t.o.seed, t.epoch, t.step)
@@ -386,7 +386,7 @@ def _score(t):
             with t.acc.autocast(): total += (t.model.explain(x, pose) if t.affine else t.model(x)).elbo.sum()
     return -t.acc.reduce(total).item()/len(t.valid)
 
-# %% ../nbs/05_training.ipynb #cfdc0104
+# %% ../nbs/05_training.ipynb #6faa469e
 def _one_epoch(t, bar, save_every, save):
     "The rest of this epoch, its validation and its line of the history."
     t.model.train()
@@ -463,7 +463,7 @@ def _load_state(t, tensors, meta):
     t.history = [Epoch(*h) for h in meta["history"]]
     if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-# %% ../nbs/05_training.ipynb #4c65fb2c
+# %% ../nbs/05_training.ipynb #78d2cf51
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
@@ -491,8 +491,9 @@ def train(
     report: Callable[[Epoch], None] | None = None,  # called with the line of each epoch, for example `print`
     extra: dict | None = None,  # further entries for settings.json
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
-    """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed (GPUs add up in any
-    order). Poses are searched by `multistart`, whatever optimizer the `AffineVAE` has; PyTorch's global seed is set.
+    """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed.
+    (GPUs add up in any order.) Poses are searched by `multistart`, whatever optimizer the `AffineVAE` has; PyTorch's
+    global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,

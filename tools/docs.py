@@ -22,8 +22,11 @@ KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
 NOISE = 'is ignored', 'is not built', 'output-file is not read'      # warnings that mean nothing here
 
 def api(text):
-    "What show_doc wrote, with classes called classes, and without the signature that it makes up for a NamedTuple"
+    """What show_doc wrote, with classes called classes, no links within code, and without the signature that it makes
+    up for a NamedTuple"""
     text = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n*', '', text)
+    plain = lambda code: re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', code[0])
+    text = re.sub(r'^```python\n.*?^```', plain, text, flags=re.M | re.S)
     return re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
 
 def adapt(proc):
