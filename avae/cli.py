@@ -97,7 +97,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #3692c946
+# %% ../nbs/09_cli.ipynb #d94e9ecf
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 Regime = Enum("Regime", {k: k for k in ("upright", "random", "optimized")}, type=str)
 Likelihood = Enum("Likelihood", {k: k for k in ("bernoulli", "gaussian", "paper")}, type=str)
@@ -118,8 +118,8 @@ def train(
     shear: Annotated[float, typer.Option(help="x-shear, +- factor; 0 = none.")] = 0,
     shift: Annotated[float, typer.Option(help="Both shifts, +- fraction of half the image; 0 = none.")] = 0,
     augment: Annotated[bool, typer.Option(help="Apply random poses; not needed where images come in any pose.")] = True,
-    search_budget: Annotated[int, typer.Option(min=5, help="Passes of a pose search.")] = 12,
-    search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 4,
+    search_budget: Annotated[int, typer.Option(min=6, help="Passes of a pose search.")] = 12,
+    search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 5,
     arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
     latent: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,
     likelihood: Annotated[Likelihood, typer.Option(help="Of a pixel; gaussian: width learned.")] = Likelihood.bernoulli,

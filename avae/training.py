@@ -275,7 +275,7 @@ class Epoch(NamedTuple):
     images_per_second: float  # in training, all processes together
     seconds: float  # with validation
 
-# %% ../nbs/05_training.ipynb #681850d0
+# %% ../nbs/05_training.ipynb #5504259c
 def _cosine(t): return t/0.1 if t < 0.1 else 0.5 + 0.5*math.cos(math.pi*(t - 0.1)/0.9)
 
 SCHEDULES = {"cosine": _cosine, "constant": lambda t: 1.0}  # part of the run that is over -> part of the learning rate
@@ -306,7 +306,9 @@ class _Trainer:
         loss = torch.compile(_Loss(model), dynamic=True) if o.compile else _Loss(model)
         self.loss, self.step_optimizer = acc.prepare(loss, self.optimizer)
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
-        self.sums = torch.zeros(5 + 2*len(model.poses if self.affine else ()), device=acc.device)  # loss, passes, tally
+        exact = torch.float32 if acc.device.type == "mps" else torch.float64  # for sums over a billion images, too
+        n = 5 + 2*len(model.poses if self.affine else ())  # loss, passes, tally
+        self.sums = torch.zeros(n, dtype=exact, device=acc.device)
 
 # %% ../nbs/05_training.ipynb #afaef6b0
 def _loader(t, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
@@ -329,12 +331,17 @@ def _batches(t):
 def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
     return v.tensor_split(t.acc.num_processes)[t.acc.process_index].to(t.acc.device)
 
-# %% ../nbs/05_training.ipynb #d39ffa47
+# %% ../nbs/05_training.ipynb #d3fba4d5
 def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
     mat = t.augment.mat(t.augment.from_unit(u), t.size)
     return warp(x, mat, t.fill, "bicubic"), mat
+
+def _hints(poses, pose):
+    "The carried poses (N, D), and, where a parameter is periodic, those half a turn away: (N, K, D)."
+    if not any(poses.periodic): return pose[:, None]
+    return torch.stack([pose, poses.from_unit(poses.to_unit(pose) + 0.5*torch.tensor(poses.periodic).to(pose))], 1)
 
 def _find(t, memory, idx, x, applied, step):
     "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
@@ -346,7 +353,7 @@ def _find(t, memory, idx, x, applied, step):
         def energy(x, pose):
             with t.acc.autocast(): return t.model.energy(x, pose)
         with evaluating(t.model), torch.no_grad():
-            found = multistart(energy, t.model.poses, x[due], t.o.search_budget, hint[:, None])
+            found = multistart(energy, t.model.poses, x[due], t.o.search_budget, _hints(t.model.poses, hint))
         if memory is t.memory:
             t.sums[1] += found.passes*len(found.pose)
             t.sums[2:] += _tally(memory.poses, pose[due], found.pose).to(t.sums)
@@ -386,7 +393,7 @@ def _score(t):
             with t.acc.autocast(): total += (t.model.explain(x, pose) if t.affine else t.model(x)).elbo.sum()
     return -t.acc.reduce(total).item()/len(t.valid)
 
-# %% ../nbs/05_training.ipynb #6faa469e
+# %% ../nbs/05_training.ipynb #5cebfed0
 def _one_epoch(t, bar, save_every, save):
     "The rest of this epoch, its validation and its line of the history."
     t.model.train()
@@ -404,8 +411,8 @@ def _one_epoch(t, bar, save_every, save):
     speed = n/(time.perf_counter() - start)
     valid = _score(t)
     _finite(total + (valid if t.valid else 0), t)
-    t.history.append(Epoch(t.epoch, total/n, valid, t.optimizer.param_groups[0]["lr"], passes/n, speed,
-                              time.perf_counter() - start))
+    lr, seconds = t.optimizer.param_groups[0]["lr"], time.perf_counter() - start
+    t.history.append(Epoch(t.epoch, total/n, valid, lr, passes/n, speed, seconds))
     if t.affine: _watch(t, counts)
     if _is_best(t, t.history[-1]):
         t.best = {k: v.detach().clone() for k, v in t.model.state_dict().items()}
@@ -434,7 +441,7 @@ def _watch(t, counts):
     if t.epoch > 4 and t.acc.is_main_process and (w := _pose_warning(report, t.epoch/t.o.epochs)):
         warnings.warn(f"epoch {t.epoch}: {w}")
 
-# %% ../nbs/05_training.ipynb #af37b804
+# %% ../nbs/05_training.ipynb #c621d765
 def _state(t):
     "Tensors and plain numbers, all that the rest of the run depends on."
     _sync(t)
@@ -459,11 +466,12 @@ def _load_state(t, tensors, meta):
     for name, m in (("memory", t.memory), ("valid_memory", t.valid_memory)):
         if m is not None: m.pose = tensors[name]
     t.epoch, t.step, t.seconds, t.pose_log = (meta[k] for k in ("epoch", "step", "seconds", "poses"))
-    if t.acc.is_main_process: t.sums += torch.tensor(meta["sums"], device=t.acc.device)  # of all processes
+    if t.acc.is_main_process:  # they are of all processes
+        t.sums += torch.tensor(meta["sums"], dtype=t.sums.dtype, device=t.acc.device)
     t.history = [Epoch(*h) for h in meta["history"]]
     if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-# %% ../nbs/05_training.ipynb #78d2cf51
+# %% ../nbs/05_training.ipynb #b675128f
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
@@ -481,7 +489,7 @@ def train(
     patience: int | None = None,  # stop after so many epochs without a better validation loss
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int = 12,  # passes of a pose search, see `multistart`
-    search_every: int = 4,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    search_every: int = 5,  # after the first epochs, poses are searched at one step in so many, and carried over else
     fill: float = 0.0,  # background of augmented images; an `AffineVAE` knows its own
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
     compile: bool = False,  # compile the model? pays only for long runs
@@ -508,6 +516,8 @@ def train(
     settings = _settings(options | {"augment": repr(augment)}, model, t.data, t.valid, (extra or {}) | where)
     if run: _open_run(t, run, resume, settings)
     elif resume: raise ValueError("resume needs the folder of a run")
+    if acc.num_processes > 1 and acc.is_main_process:
+        print(f"{acc.num_processes} processes on {acc.device.type}, {batch_size} images a step", flush=True)
     save = lambda: _write_checkpoint(t, run)
     if run and not t.history and not t.step: save()  # from here on, the start weights of a resumed run do not count
     with _board(run, acc, t) as board, _bar(t) as bar:
@@ -521,7 +531,7 @@ def train(
     _forget_accelerator()
     return t.history
 
-# %% ../nbs/05_training.ipynb #b0e3f2e5
+# %% ../nbs/05_training.ipynb #dbba08d6
 def _check_options(o, model, augment, valid, save_every):
     "One clear sentence for what makes no sense."
     if not isinstance(model, (VAE, AffineVAE)):
@@ -541,7 +551,7 @@ def _check_options(o, model, augment, valid, save_every):
         raise ValueError("a learned likelihood must belong to the VAE itself, or its weights would not be saved")
     if augment is not None and not isinstance(augment, PoseSpace):
         raise TypeError(f"augment must be a PoseSpace, got {type(augment).__name__}")
-    least = 5 if isinstance(model, AffineVAE) and len(model.poses) == 1 else 9
+    least = 6 if isinstance(model, AffineVAE) and len(model.poses) == 1 else 10
     if isinstance(model, AffineVAE) and o.search_budget < least:
         raise ValueError(f"search_budget must be at least {least} passes for this pose space, got {o.search_budget}")
 
@@ -626,7 +636,7 @@ def _board(run, acc, t):
     if run is None or not acc.is_main_process: return nullcontext()
     return SummaryWriter(run/"tensorboard", purge_step=t.epoch)
 
-# %% ../nbs/05_training.ipynb #211ef746
+# %% ../nbs/05_training.ipynb #fe06de4c
 def launch(
     function: Callable,  # is called with the arguments in every process; its result is dropped, so let it write a run
     *args,
@@ -639,7 +649,6 @@ def launch(
     from accelerate.utils import is_cuda_available  # asks without starting CUDA, which a fork would not survive
     _forget_accelerator()
     work, gpu = partial(_in_process, function, processes, kwargs), is_cuda_available()
-    print(f"{processes} processes on {'GPUs' if gpu else 'the CPU'}")
     start = notebook_launcher if gpu else debug_launcher  # the notebook's one would run a single process on a CPU
     start(work, args, num_processes=processes)
 
