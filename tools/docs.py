@@ -56,7 +56,8 @@ def vendor_katex(docs):
         except (OSError, subprocess.CalledProcessError) as e:
             print(f'npm does not give {KATEX} ({e}): formulas will show only with a network', file=sys.stderr)
             return False
-        with tarfile.open(next(Path(tmp).glob('*.tgz'))) as f: f.extractall(tmp, filter='data')
+        safe = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}     # not before Python 3.11.4
+        with tarfile.open(next(Path(tmp).glob('*.tgz'))) as f: f.extractall(tmp, **safe)
         src, dst = Path(tmp)/'package'/'dist', docs/'site_libs'/'katex'
         shutil.copytree(src/'fonts', dst/'fonts', ignore=shutil.ignore_patterns('*.ttf', '*.woff'))
         (dst/'contrib').mkdir()
