@@ -6,7 +6,7 @@
 __all__ = ['CHECKPOINT', 'PREVIOUS', 'SCHEDULES', 'mean_elbo', 'split_valid', 'PoseMemory', 'SyncBatchNorm2d', 'pose_histograms',
            'Epoch', 'train', 'launch']
 
-# %% ../nbs/05_training.ipynb #9afae832
+# %% ../nbs/05_training.ipynb #538cb468
 import json, math, platform, time, warnings
 from contextlib import nullcontext
 from functools import partial
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from .affine import PoseSpace, warp
+from .affine import MODES, PoseSpace, warp
 from .core import atomic_write, check_images, default_device, evaluating
 from .data import Images
 from .models import VAE, AffineVAE, save_vae
@@ -331,12 +331,12 @@ def _batches(t):
 def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
     return v.tensor_split(t.acc.num_processes)[t.acc.process_index].to(t.acc.device)
 
-# %% ../nbs/05_training.ipynb #d3fba4d5
+# %% ../nbs/05_training.ipynb #ff7e4ba7
 def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
     mat = t.augment.mat(t.augment.from_unit(u), t.size)
-    return warp(x, mat, t.fill, "bicubic"), mat
+    return warp(x, mat, t.fill, t.o.interpolation), mat
 
 def _hints(poses, pose):
     "The carried poses (N, D), and, where a parameter is periodic, those half a turn away: (N, K, D)."
@@ -471,7 +471,7 @@ def _load_state(t, tensors, meta):
     t.history = [Epoch(*h) for h in meta["history"]]
     if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-# %% ../nbs/05_training.ipynb #b675128f
+# %% ../nbs/05_training.ipynb #55f5807b
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
@@ -489,8 +489,9 @@ def train(
     patience: int | None = None,  # stop after so many epochs without a better validation loss
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int = 12,  # passes of a pose search, see `multistart`
-    search_every: int = 5,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
     fill: float = 0.0,  # background of augmented images; an `AffineVAE` knows its own
+    interpolation: str = "bicubic",  # of augmented images, one of `MODES`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
     compile: bool = False,  # compile the model? pays only for long runs
     device: str | torch.device | None = None,  # `default_device()` if None
@@ -506,7 +507,7 @@ def train(
     written, `FileExistsError` if there is one already."""
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    patience=patience, seed=seed, search_budget=search_budget, search_every=search_every, fill=fill,
-                   mixed_precision=mixed_precision, compile=compile)
+                   interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
     _check_options(o, model, augment, valid, save_every)
     acc = _accelerator(device, mixed_precision)
@@ -531,7 +532,7 @@ def train(
     _forget_accelerator()
     return t.history
 
-# %% ../nbs/05_training.ipynb #dbba08d6
+# %% ../nbs/05_training.ipynb #d0f7ae2e
 def _check_options(o, model, augment, valid, save_every):
     "One clear sentence for what makes no sense."
     if not isinstance(model, (VAE, AffineVAE)):
@@ -544,7 +545,8 @@ def _check_options(o, model, augment, valid, save_every):
         if (v := getattr(o, k)) is not None and not v > 0: raise ValueError(f"{k} must be positive, got {v}")
     if o.weight_decay < 0: raise ValueError(f"weight_decay must not be negative, got {o.weight_decay}")
     if o.patience and valid is None: raise ValueError("patience needs validation images")
-    for k, known in (("schedule", tuple(SCHEDULES)), ("mixed_precision", ("no", "bf16", "fp16"))):
+    choices = dict(schedule=tuple(SCHEDULES), interpolation=MODES, mixed_precision=("no", "bf16", "fp16"))
+    for k, known in choices.items():
         if getattr(o, k) not in known: raise ValueError(f"{k} must be one of {', '.join(known)}, got {getattr(o, k)!r}")
     own = {id(p) for p in getattr(model, "vae", model).parameters()}
     if any(p.requires_grad and id(p) not in own for p in model.parameters()):
@@ -585,7 +587,7 @@ def _patience_over(history, patience):
     best = min(range(len(history)), key=lambda i: history[i].valid, default=0)
     return bool(patience) and len(history) - 1 - best >= patience
 
-# %% ../nbs/05_training.ipynb #ce7b8660
+# %% ../nbs/05_training.ipynb #cbcccb9a
 def _open_run(t, run, resume, settings):
     "Start a run folder, or go on with one."
     path = run/"settings.json"
@@ -631,9 +633,9 @@ def _save_weights(vae, path, h, words):
 
 def _board(run, acc, t):
     "A TensorBoard writer, if it is installed."
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: return nullcontext()
     if run is None or not acc.is_main_process: return nullcontext()
+    try: from torch.utils.tensorboard import SummaryWriter  # takes a second or two
+    except ImportError: return nullcontext()
     return SummaryWriter(run/"tensorboard", purge_step=t.epoch)
 
 # %% ../nbs/05_training.ipynb #fe06de4c
