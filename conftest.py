@@ -15,6 +15,7 @@ RUN = 'import sys; from nbdev.test import nbdev_test; nbdev_test.__wrapped__(*sy
 
 def pytest_addoption(parser):
     parser.addoption('--nbflags', default='', help='also run cells with these flags (see tst_flags in settings.ini)')
+    parser.addoption('--experiments', action='store_true', help='also run the quick version of every experiment')
     parser.addoption('--nbtimeout', type=float, default=900, help='seconds that a notebook may take')
 
 def pytest_collect_file(parent, file_path):

@@ -1,0 +1,48 @@
+"""Experiments run again from one command; all of them by `pytest --experiments`, some minutes each."""
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+from avae.cli import _experiments
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = {'vae_fails_on_rotations'}
+
+@pytest.fixture
+def copy(tmp_path):
+    "A copy of the package and its experiments"
+    for part in ('avae', 'nbs'): shutil.copytree(ROOT/part, tmp_path/part, ignore=shutil.ignore_patterns('__pycache__'))
+    return tmp_path
+
+def reproduce(copy, *args):
+    "Run the command in the copy; what it prints"
+    env = os.environ | {'PYTHONPATH': str(copy)}
+    r = subprocess.run([sys.executable, '-m', 'avae.cli', 'reproduce', *args], cwd=copy, env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return r.stdout
+
+@pytest.mark.parametrize('name', _experiments())
+def test_quick_version_runs_and_touches_no_full_result(name, copy, request):
+    if name not in FAST and not request.config.getoption('experiments'): pytest.skip('only with --experiments')
+    before = {p: p.read_bytes() for p in (copy/'nbs').rglob('*') if p.is_file()}
+    reproduce(copy, name, '--quick')
+    assert {p: p.read_bytes() for p in (copy/'nbs').rglob('*') if p.is_file()} == before
+    assert not (copy/'imgs').exists()
+    if name != 'results': assert json.loads((copy/'runs'/f'{name}-quick'/f'{name}.json').read_text())
+
+def test_an_interrupted_one_goes_on_and_a_finished_one_starts_anew(copy):
+    folder = copy/'runs'/'vae_fails_on_rotations-quick'
+    reproduce(copy, '20', '--quick')
+    part, finished = folder/'over_angles.json', folder/'finished'
+    first = part.stat().st_mtime_ns
+    finished.unlink()                                           # as if it had been interrupted after this part
+    reproduce(copy, '20', '--quick')
+    assert part.stat().st_mtime_ns == first and finished.exists()
+    reproduce(copy, '20', '--quick')
+    assert part.stat().st_mtime_ns > first
+
+def test_table_1_has_its_entries():
+    table = json.loads((ROOT/'nbs'/'results'/'table1.json').read_text())
+    assert list(table) == ['avae_optimized', 'avae_single', 'avae_random', 'vae_single']
+    for row in table.values():
+        assert row.keys() >= {'paper_loss', 'floor', 'excess', 'nats', 'spread', 'n_images', 'seeds', 'passes'}
+        assert row['excess'] == pytest.approx(row['paper_loss'] - row['floor'], abs=1e-3)
