@@ -275,7 +275,7 @@ class Epoch(NamedTuple):
     images_per_second: float  # in training, all processes together
     seconds: float  # with validation
 
-# %% ../nbs/05_training.ipynb #5504259c
+# %% ../nbs/05_training.ipynb #9777b7f6
 def _cosine(t): return t/0.1 if t < 0.1 else 0.5 + 0.5*math.cos(math.pi*(t - 0.1)/0.9)
 
 SCHEDULES = {"cosine": _cosine, "constant": lambda t: 1.0}  # part of the run that is over -> part of the learning rate
@@ -300,17 +300,18 @@ class _Trainer:
             PoseMemory(len(d), model.poses, self.size) if self.affine and d else None for d in (self.data, self.valid))
         model.to(acc.device)
         with torch.no_grad(), evaluating(model): self.latent = vae.encode(one)[0].shape[1]
-        if acc.num_processes > 1: SyncBatchNorm2d.convert(model)
         weights = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weights, o.lr, weight_decay=o.weight_decay)
         loss = torch.compile(_Loss(model), dynamic=True) if o.compile else _Loss(model)
         self.loss, self.step_optimizer = acc.prepare(loss, self.optimizer)
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
+        self.shares, self.share = 1, 0  # into how many a batch is divided, and which is that of this process
+        self.grown = not (self.affine and o.grow)
         exact = torch.float32 if acc.device.type == "mps" else torch.float64  # for sums over a billion images, too
         n = 5 + 2*len(model.poses if self.affine else ())  # loss, passes, tally
         self.sums = torch.zeros(n, dtype=exact, device=acc.device)
 
-# %% ../nbs/05_training.ipynb #afaef6b0
+# %% ../nbs/05_training.ipynb #2b1e7c27
 def _loader(t, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
     "Batches of images, read by `workers` processes beside this one."
     loader = DataLoader(data, batch_sampler=batches, collate_fn=_as_it_is, num_workers=t.workers)
@@ -325,13 +326,12 @@ def _batches(t):
     "The whole batches of this epoch, and this process's share of each."
     g = _generator(t.o.seed, t.epoch)
     whole = torch.randperm(len(t.data), generator=g).tensor_split(t.steps)
-    share = lambda b: b.tensor_split(t.acc.num_processes)[t.acc.process_index].tolist()
-    return [len(b) for b in whole], [share(b) for b in whole]
+    return [len(b) for b in whole], [b.tensor_split(t.shares)[t.share].tolist() for b in whole]
 
 def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
-    return v.tensor_split(t.acc.num_processes)[t.acc.process_index].to(t.acc.device)
+    return v.tensor_split(t.shares)[t.share].to(t.acc.device)
 
-# %% ../nbs/05_training.ipynb #ff7e4ba7
+# %% ../nbs/05_training.ipynb #c970ba2c
 def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
@@ -345,15 +345,17 @@ def _hints(poses, pose):
 
 def _find(t, memory, idx, x, applied, step):
     "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
-    pose, every = memory.carry(idx, applied), min(2*t.epoch - 1, t.o.search_every)
+    pose, every = memory.carry(idx, applied), min(2*t.epoch - 1, t.o.search_every) if t.epoch else 3
+    if not (t.epoch or step): pose = t.model.poses.identity(len(x)).to(pose)  # the very first images, as they come
     unknown = pose.isnan().any(1)
-    due = unknown | ((step + t.epoch) % every == 0)
+    due = unknown | ((step + t.epoch) % every == every - 1)
     if due.any():
         hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)[due]
         def energy(x, pose):
             with t.acc.autocast(): return t.model.energy(x, pose)
         with evaluating(t.model), torch.no_grad():
-            found = multistart(energy, t.model.poses, x[due], t.o.search_budget, _hints(t.model.poses, hint))
+            budget = t.o.search_budget*(2 if unknown.any() or not t.epoch else 1)
+            found = multistart(energy, t.model.poses, x[due], budget, _hints(t.model.poses, hint))
         if memory is t.memory:
             t.sums[1] += found.passes*len(found.pose)
             t.sums[2:] += _tally(memory.poses, pose[due], found.pose).to(t.sums)
@@ -361,20 +363,20 @@ def _find(t, memory, idx, x, applied, step):
     memory.store(idx, pose, applied)
     return pose
 
-# %% ../nbs/05_training.ipynb #96571afa
+# %% ../nbs/05_training.ipynb #2800f7d0
 def _one_step(t, n, idx, x):
     "One step of the weights on a batch of n images, of which this process holds `x`; the sum of its losses."
     o, g = t.o, _generator(t.o.seed, t.epoch, t.step)
     u = torch.rand(n, len(t.augment), generator=g) if t.augment else torch.empty(n, 0)
     noise = torch.randn(n, t.latent, generator=g)
-    torch.manual_seed(g.initial_seed() + t.acc.process_index)  # for dropout, if somebody's model has any
+    torch.manual_seed(g.initial_seed() + t.share)  # for dropout, if somebody's model has any
     x, applied = _view(t, x, _mine(t, u))
     pose = _find(t, t.memory, idx, x, applied, t.step) if t.affine else None
     losses = t.loss(x, pose, _mine(t, noise))
-    for group in t.optimizer.param_groups:
-        group["lr"] = o.lr*SCHEDULES[o.schedule](((t.epoch - 1)*t.steps + t.step + 0.5)/(o.epochs*t.steps))
+    part = ((t.epoch - 1)*t.steps + t.step + 0.5)/(o.epochs*t.steps)
+    for group in t.optimizer.param_groups: group["lr"] = o.lr*(SCHEDULES[o.schedule](part) if t.epoch else 0.5)
     t.optimizer.zero_grad(set_to_none=True)
-    t.acc.backward(losses.sum()*(t.acc.num_processes/n))  # gradients are averaged over processes
+    t.acc.backward(losses.sum()*(t.shares/n))  # gradients are averaged over processes
     if o.clip: t.acc.clip_grad_norm_(t.model.parameters(), o.clip)
     t.step_optimizer.step()
     return losses.detach().sum()
@@ -392,6 +394,30 @@ def _score(t):
             pose = _find(t, t.valid_memory, idx, x, applied, idx[0].item()//256) if t.affine else None
             with t.acc.autocast(): total += (t.model.explain(x, pose) if t.affine else t.model(x)).elbo.sum()
     return -t.acc.reduce(total).item()/len(t.valid)
+
+# %% ../nbs/05_training.ipynb #64ce522b
+def _grow(t, least=4, most=1024):
+    "Learn few images first, then twice as many, and so on."
+    order = torch.randperm(len(t.data), generator=_generator(t.o.seed, 0))[:most]
+    n, t.epoch, t.step = min(least, len(order)), 0, 0
+    t.model.train()
+    while True:
+        for _ in range(max(t.o.grow, 3*t.o.grow*least//n)):  # the first ones are to be known well
+            idx = order[torch.randperm(n, generator=_generator(t.o.seed, 0, t.step, 0))[:t.o.batch_size]]
+            idx, x = t.data.__getitems__(idx.tolist())
+            loss = _one_step(t, len(idx), idx, x.to(t.acc.device))
+            t.step += 1
+        _finite(loss.item(), t)
+        if n == len(order): break
+        n = min(2*n, len(order))
+    t.optimizer.state.clear()
+    t.memory.changed[:] = False
+    t.epoch, t.step, t.grown, t.sums = 1, 0, True, torch.zeros_like(t.sums)
+
+def _divide(t):
+    "From here on, each process has its share of every batch."
+    t.shares, t.share = t.acc.num_processes, t.acc.process_index
+    if t.shares > 1: SyncBatchNorm2d.convert(t.model)
 
 # %% ../nbs/05_training.ipynb #5cebfed0
 def _one_epoch(t, bar, save_every, save):
@@ -441,7 +467,7 @@ def _watch(t, counts):
     if t.epoch > 4 and t.acc.is_main_process and (w := _pose_warning(report, t.epoch/t.o.epochs)):
         warnings.warn(f"epoch {t.epoch}: {w}")
 
-# %% ../nbs/05_training.ipynb #c621d765
+# %% ../nbs/05_training.ipynb #5c21ee1f
 def _state(t):
     "Tensors and plain numbers, all that the rest of the run depends on."
     _sync(t)
@@ -451,8 +477,8 @@ def _state(t):
     if t.memory is not None: tensors["memory"] = t.memory.pose
     if t.valid_memory is not None: tensors["valid_memory"] = t.valid_memory.pose
     sums, scaler = t.acc.reduce(t.sums.clone()).tolist(), t.acc.scaler.state_dict() if t.acc.scaler else None
-    meta = dict(epoch=t.epoch, step=t.step, seconds=t.seconds, sums=sums, history=t.history, poses=t.pose_log,
-                scaler=scaler)
+    meta = dict(epoch=t.epoch, step=t.step, grown=t.grown, seconds=t.seconds, sums=sums, history=t.history,
+                poses=t.pose_log, scaler=scaler)
     return tensors, meta
 
 def _load_state(t, tensors, meta):
@@ -465,13 +491,13 @@ def _load_state(t, tensors, meta):
     t.optimizer.load_state_dict({"state": moments, "param_groups": t.optimizer.state_dict()["param_groups"]})
     for name, m in (("memory", t.memory), ("valid_memory", t.valid_memory)):
         if m is not None: m.pose = tensors[name]
-    t.epoch, t.step, t.seconds, t.pose_log = (meta[k] for k in ("epoch", "step", "seconds", "poses"))
+    t.epoch, t.step, t.grown, t.seconds, t.pose_log = (meta[k] for k in ("epoch", "step", "grown", "seconds", "poses"))
     if t.acc.is_main_process:  # they are of all processes
         t.sums += torch.tensor(meta["sums"], dtype=t.sums.dtype, device=t.acc.device)
     t.history = [Epoch(*h) for h in meta["history"]]
     if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-# %% ../nbs/05_training.ipynb #55f5807b
+# %% ../nbs/05_training.ipynb #87aaebf9
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
@@ -490,6 +516,7 @@ def train(
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int = 12,  # passes of a pose search, see `multistart`
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    grow: int = 40,  # an `AffineVAE` learns four images first, twice as many after so many steps; 0 = all at once
     fill: float = 0.0,  # background of augmented images; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
@@ -506,8 +533,8 @@ def train(
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
-                   patience=patience, seed=seed, search_budget=search_budget, search_every=search_every, fill=fill,
-                   interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
+                   patience=patience, seed=seed, search_budget=search_budget, search_every=search_every, grow=grow,
+                   fill=fill, interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
     _check_options(o, model, augment, valid, save_every)
     acc = _accelerator(device, mixed_precision)
@@ -522,6 +549,11 @@ def train(
     save = lambda: _write_checkpoint(t, run)
     if run and not t.history and not t.step: save()  # from here on, the start weights of a resumed run do not count
     with _board(run, acc, t) as board, _bar(t) as bar:
+        if not t.grown:
+            bar.set_description_str("first images")
+            _grow(t)
+            if run: save()
+        _divide(t)
         while t.epoch <= epochs and not _patience_over(t.history, patience):
             bar.set_description_str(f"epoch {t.epoch}/{epochs}", refresh=False)
             _one_epoch(t, bar, save_every if run else None, save)
@@ -532,15 +564,16 @@ def train(
     _forget_accelerator()
     return t.history
 
-# %% ../nbs/05_training.ipynb #d0f7ae2e
+# %% ../nbs/05_training.ipynb #22d1bcb1
 def _check_options(o, model, augment, valid, save_every):
     "One clear sentence for what makes no sense."
     if not isinstance(model, (VAE, AffineVAE)):
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
-    whole = {k: getattr(o, k) for k in ("epochs", "batch_size", "search_every", "search_budget", "seed", "patience")}
+    whole = {k: getattr(o, k) for k in ("epochs", "batch_size", "search_every", "search_budget", "grow", "seed", "patience")}
     for k, v in (whole | {"save_every": save_every}).items():
-        if v is not None and (not isinstance(v, int) or v < (k != "seed")):
-            raise ValueError(f"{k} must be a whole number, at least {int(k != 'seed')}, got {v}")
+        least = k not in ("seed", "grow")
+        if v is not None and (not isinstance(v, int) or v < least):
+            raise ValueError(f"{k} must be a whole number, at least {int(least)}, got {v}")
     for k in ("lr", "clip"):
         if (v := getattr(o, k)) is not None and not v > 0: raise ValueError(f"{k} must be positive, got {v}")
     if o.weight_decay < 0: raise ValueError(f"weight_decay must not be negative, got {o.weight_decay}")

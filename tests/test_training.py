@@ -20,7 +20,7 @@ def work(run, before=lambda: None, resume=False):
     before()
     torch.manual_seed(0)
     train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
-          epochs=6, batch_size=16, device='cpu', save_every=2)
+          epochs=6, batch_size=16, grow=2, device='cpu', save_every=2)
 
 def start(*args):
     "In a process of its own"
