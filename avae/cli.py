@@ -229,7 +229,7 @@ def _rank():
     import os
     return int(os.environ.get("RANK", 0))
 
-# %% ../nbs/09_cli.ipynb #18d234f6
+# %% ../nbs/09_cli.ipynb #88ae937e
 @app.command()
 def reproduce(
     name: Annotated[Optional[str], typer.Argument(help="Name or number of an experiment.")] = None,
@@ -242,10 +242,11 @@ def reproduce(
     "Run an experiment again; one that was interrupted goes on."
     import os
     from avae.data import load_dataset
-    from avae.evaluation import Experiment, Table
+    from avae.evaluation import Experiment
     known = _experiments()
     if list_ or name is None:
-        print(Table(["name", "full", "quick", "what it shows"], [[k, *v[1:]] for k, v in known.items()]))
+        rows = [("name", "full", "quick", "what it shows"), *((k, *v[1:]) for k, v in known.items())]
+        for k, full, short, what in rows: print(f"{k:27}{full:>8}{short:>8}   {what}")
         return
     name = {v[0].name[:2]: k for k, v in known.items()}.get(name, name)
     if name not in known: raise ValueError(f"the experiment must be one of {', '.join(known)}, got {name!r}")
