@@ -229,7 +229,7 @@ def _rank():
     import os
     return int(os.environ.get("RANK", 0))
 
-# %% ../nbs/09_cli.ipynb #88ae937e
+# %% ../nbs/09_cli.ipynb #105dcb24
 @app.command()
 def reproduce(
     name: Annotated[Optional[str], typer.Argument(help="Name or number of an experiment.")] = None,
@@ -259,7 +259,6 @@ def reproduce(
         os.chdir(path.parent)
         os.environ["AVAE_QUICK"] = "1" if quick else ""
         _run_cells(path)
-        os.chdir(here)
         finished.parent.mkdir(parents=True, exist_ok=True)
         finished.touch()
     except KeyboardInterrupt: sys.exit(f"avae: interrupted, the same command goes on: avae reproduce {name}")

@@ -564,12 +564,13 @@ def train(
     _forget_accelerator()
     return t.history
 
-# %% ../nbs/05_training.ipynb #22d1bcb1
+# %% ../nbs/05_training.ipynb #7b146bae
 def _check_options(o, model, augment, valid, save_every):
     "One clear sentence for what makes no sense."
     if not isinstance(model, (VAE, AffineVAE)):
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
-    whole = {k: getattr(o, k) for k in ("epochs", "batch_size", "search_every", "search_budget", "grow", "seed", "patience")}
+    whole = {k: getattr(o, k) for k in
+             ("epochs", "batch_size", "search_every", "search_budget", "grow", "seed", "patience")}
     for k, v in (whole | {"save_every": save_every}).items():
         least = k not in ("seed", "grow")
         if v is not None and (not isinstance(v, int) or v < least):
