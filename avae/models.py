@@ -298,7 +298,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #5255c7aa
+# %% ../nbs/03_models.ipynb #34df76b9
 class AffineVAE(nn.Module):
     """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
     It starts in the mode, train or eval, of that VAE."""
@@ -349,6 +349,15 @@ class AffineVAE(nn.Module):
             recon = resample(recon.to(x.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, mode)
             nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
+
+    def decode(
+        self,
+        z: Tensor,  # (N, L) codes
+        pose: Tensor,  # (N, D)
+    ) -> Tensor:  # (N, C, H, W) in [0, 1]
+        "Draw codes in given poses: the way back from `mu` and `pose`."
+        recon = self.vae.decode(z)
+        return resample(recon, torch.linalg.inv_ex(self.poses.mat(pose, recon.shape[-2:])).inverse, self.fill, "soft")
 
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
         "What a search makes small: `-elbo - log prior` of each image under each of S poses; differentiable in `pose`."
