@@ -30,7 +30,7 @@ if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, re
   script.onload = () => resolve({json: () => window.searchIndex})
   script.onerror = reject
   document.head.append(script)
-})
+});
 """
 NOISE = 'is ignored', 'is not built', 'output-file is not read'      # warnings that mean nothing here
 
@@ -175,6 +175,8 @@ def main():
     bad = [s for s in said if s.startswith('warning')]
     bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
     print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')
-    sys.exit(bool(bad) or '--strict' in sys.argv and not katex)
+    failed = bool(bad) or '--strict' in sys.argv and not katex
+    if not failed: (docs/'.complete').touch()            # tests/test_site.py looks for it
+    sys.exit(failed)
 
 if __name__ == '__main__': main()
