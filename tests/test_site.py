@@ -3,7 +3,7 @@
 Needs playwright and a Chromium (on the path, or named by CHROMIUM); without them it is skipped, but fails where CI is
 set. The site is built where _docs/ is older than what it is made of. Pictures of the pages go to tests/screenshots/.
 """
-import json, os, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS, SHOTS = ROOT/'_docs', ROOT/'tests'/'screenshots'
 PAGES = 'index', 'affine', 'optimizing_rotations'
 SIZES = {'desktop': dict(width=1280, height=900), 'phone': dict(width=390, height=844)}
-CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser')
+CHROMIUM = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (
+    'chromium', 'chromium-browser', 'google-chrome'))), None)
 LEFT_RAW = r"""() => { const main = document.querySelector('main').cloneNode(true)
   main.querySelectorAll('.katex, pre, code, script, style').forEach(e => e.remove())
-  return main.textContent.match(/\$\$|\\\(|\\\[|\$\\\w+/g) || [] }"""
+  return main.textContent.match(/\$\$|\\\(|\\\[|\$\\\w+|\]\([^)]+\)|^:::.*/gm) || [] }"""
 BROKEN_IMAGES = "() => [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 99))"
 
 def missing(what):
@@ -66,7 +67,8 @@ class Reader:
         self.page.on('requestfinished', self.count)
 
     def local(self, request):
-        if not request.url.startswith((self.site, 'data:', 'blob:')): self.faults.append(f'not ours: {request.url[:99]}')
+        if not request.url.startswith((self.site, 'data:', 'blob:')):
+            self.faults.append(f'not ours: {request.url[:99]}')
 
     def count(self, request):
         if request.url.startswith('http'): self.bytes += request.sizes()['responseBodySize']
@@ -80,8 +82,8 @@ class Reader:
     def dark(self):
         "Is the background dark, once the theme is there?"
         self.page.wait_for_timeout(150)
-        rgb = self.page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
-        return sum(rgb) < 300
+        color = self.page.evaluate('getComputedStyle(document.body).backgroundColor')
+        return sum(map(int, re.findall(r'\d+', color)[:3])) < 300
 
 @pytest.fixture
 def reader(browser, site):
@@ -111,7 +113,7 @@ def test_sidebar_tells_the_story(reader):
     page = reader().open('index')
     sections = page.locator('#quarto-sidebar .sidebar-item-section > .sidebar-item-container').all_inner_texts()
     assert [s.strip() for s in sections] == ['Idea', 'Library', 'Experiments', 'Guides']
-    links = page.locator('#quarto-sidebar a.sidebar-link[href]').evaluate_all('all => all.map(a => a.getAttribute("href"))')
+    links = page.locator('#quarto-sidebar a.sidebar-link[href]').evaluate_all('s => s.map(a => a.getAttribute("href"))')
     assert sorted(links) == sorted({p.name for p in DOCS.glob('*.html')}), 'a page is not in the sidebar, or is twice'
 
 def test_functions_have_signature_parameters_and_source(reader):

@@ -32,6 +32,7 @@ if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, re
   document.head.append(script)
 });
 """
+CODE = 'code', 'pre', 'script', 'style'
 NOISE = 'is ignored', 'is not built', 'output-file is not read'      # warnings that mean nothing here
 
 def parameters(block):
@@ -43,7 +44,8 @@ def parameters(block):
     a = f.args
     plain, last = [*a.posonlyargs, *a.args], len(code.splitlines())
     args = [(x, d, '') for x, d in zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
-    args += [(a.vararg, None, '*')] + [(x, d, '') for x, d in zip(a.kwonlyargs, a.kw_defaults)] + [(a.kwarg, None, '**')]
+    named = [(x, d, '') for x, d in zip(a.kwonlyargs, a.kw_defaults)]
+    args += [(a.vararg, None, '*'), *named, (a.kwarg, None, '**')]
     text = lambda node: ast.unparse(node) if node else ''
     kind = lambda node: re.sub(r'\b(\w+\.)+|\b(NoneType|Annotated)$', '', text(node))
     cell = lambda t: f'`{t}`'.replace('|', r'\|') if t else ''
@@ -127,22 +129,28 @@ def localize(docs, site, katex):
     for p in docs.rglob('*.css'): p.write_text(re.sub(r'@import url\("?https:[^)]*\);', '', p.read_text()))
 
 class Page(HTMLParser):
-    "The ids of a page, the `links` a reader may follow and the `assets` a browser loads"
+    "The ids of a page, the `links` a reader may follow, the `assets` a browser loads, and markdown `left` as text"
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.assets = set(), set(), set()
+        self.ids, self.links, self.assets, self.left, self.code = set(), set(), set(), [], 0
         self.feed(path.read_text())
     def handle_starttag(self, tag, attrs):
         d = dict(attrs)
         self.ids.add(d.get('id'))
+        self.code += tag in CODE
         to = self.links if tag == 'a' or d.get('rel') in ('canonical', 'alternate') else self.assets
         to.update(d[k] for k in ('href', 'src', 'poster', 'data') if d.get(k))
+
+    def handle_endtag(self, tag): self.code -= tag in CODE
+    def handle_data(self, text):
+        if not self.code: self.left += re.findall(r'\]\([\w./#:-]+\)|^:::.*|\{\.[\w-]+[^}]*\}', text, re.M)
 
 def faults(docs):
     "Links, anchors and pictures that lead nowhere, and what is loaded from another host"
     docs = docs.resolve()
     pages = {p: Page(p) for p in docs.rglob('*.html')}
     for p, page in pages.items():
+        yield from (f'{p.relative_to(docs)}: markdown left as text, {t}' for t in page.left)
         for ref in page.links | page.assets:
             u = urlparse(ref)
             if u.scheme in ('data', 'mailto'): continue
