@@ -70,12 +70,13 @@ def api(text):
     makes up for a NamedTuple"""
     text = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n*', '', text)
     text = re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
-    head, sign, rest = text.rpartition('\n```\n')
-    rest = re.sub(r'\A\s*\*(.+)\*$', r'\n\1', rest, flags=re.M)             # its first line need not be a sentence
-    return re.sub(r'^```python\n((?:def|class) .*?)^```\n', parameters, head + sign + rest, flags=re.M | re.S)
+    text = re.sub(r'^\*(.+)\*$', r'\1', text, flags=re.M)         # italics would end with the line, not the sentence
+    return re.sub(r'^```python\n((?:def|class) .*?)^```\n', parameters, text, flags=re.M | re.S)
 
 def adapt(proc):
-    "Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too"
+    """Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too;
+    what they say on stderr"""
+    said = []
     names = {p.name: _nbpath2html(p).with_suffix('.ipynb').name for p in proc.glob('*.ipynb')}
     if len(set(names.values())) < len(names): sys.exit(f'two notebooks would share a page: {names}')
     name = re.compile(rf"(?<![\w/.-])(nbs/|\./)?({'|'.join(map(re.escape, names))})\b")
@@ -87,6 +88,7 @@ def adapt(proc):
             if c.cell_type == 'markdown':
                 c.source = re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), c.source)
             for o in c.get('outputs', []):
+                if o.get('name') == 'stderr': said.append(f"{old}: says on stderr {''.join(o.text).strip()[:99]}")
                 if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = api(''.join(md))
         (proc/old).unlink()
         write_nb(nb, proc/page)
@@ -97,6 +99,7 @@ def adapt(proc):
     if lost := set(names.values()) - {n for part in parts for n in part['contents']}:
         sys.exit(f'in no section of nbs/sidebar.yml: {lost}')
     (proc/'sidebar.yml').write_text(yaml.safe_dump(sidebar))
+    return said
 
 def vendor_katex(docs):
     "Put KaTeX beside the pages, so that formulas show without a network; False where npm does not give it"
@@ -172,7 +175,7 @@ def main():
     for p in docs, proc: shutil.rmtree(p, ignore_errors=True)
     refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
     proc_nbs(n_workers=2)                # show_doc, links of names in backticks, hidden cells -> _proc/
-    adapt(proc)
+    bad = adapt(proc)
     r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', proc], capture_output=True, text=True)
     if r.returncode: sys.exit(r.stdout + r.stderr)
     said = [line for line in (r.stdout + r.stderr).splitlines() if not any(n in line for n in NOISE)]
@@ -180,7 +183,7 @@ def main():
     katex = vendor_katex(docs)
     search_in_folders(docs)
     localize(docs, cfg.doc_host + cfg.doc_baseurl, katex)
-    bad = [s for s in said if s.startswith('warning')]
+    bad += [s for s in said if s.startswith('warning')]
     bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
     print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')
     failed = bool(bad) or '--strict' in sys.argv and not katex
