@@ -6,31 +6,77 @@
 Exits with 1 on a link, anchor or picture that leads nowhere, and on anything that a page would load from another host.
 With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml.
 """
-import re, shutil, subprocess, sys, tarfile
+import ast, re, shutil, subprocess, sys, tarfile, textwrap
+from fnmatch import fnmatch
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from tokenize import COMMENT, generate_tokens
 from urllib.parse import unquote, urlparse
+import yaml
 from execnb.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
-from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
+SEARCH = """// A page opened from a folder may not fetch search.json: give it the same from search.js
+if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, reject) => {
+  const script = document.createElement('script')
+  script.src = document.querySelector('meta[name="smalldocs:offset"]').content + 'search.js'
+  script.onload = () => resolve({json: () => window.searchIndex})
+  script.onerror = reject
+  document.head.append(script)
+});
+"""
+CODE = 'code', 'pre', 'script', 'style'
 NOISE = 'is ignored', 'is not built', 'output-file is not read'      # warnings that mean nothing here
 
+def parameters(block):
+    "The signature with comments that show_doc wrote, as a plain one and a table of its parameters"
+    code = re.sub(r"<\w+\.\w+: ('[^']*')>", r'\1', re.sub(r'^class', 'def', block[1]))        # the default of an Enum
+    try: f = ast.parse(code + '    pass').body[0]
+    except SyntaxError: return re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', block[0])               # no links within code
+    notes = {t.start[0]: t.string[1:].strip() for t in generate_tokens(StringIO(code).readline) if t.type == COMMENT}
+    a = f.args
+    plain, last = [*a.posonlyargs, *a.args], len(code.splitlines())
+    args = [(x, d, '') for x, d in zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
+    named = [(x, d, '') for x, d in zip(a.kwonlyargs, a.kw_defaults)]
+    args += [(a.vararg, None, '*'), *named, (a.kwarg, None, '**')]
+    text = lambda node: ast.unparse(node) if node else ''
+    kind = lambda node: re.sub(r'\b(\w+\.)+|\b(NoneType|Annotated)$', '', text(node))
+    cell = lambda t: f'`{t}`'.replace('|', r'\|') if t else ''
+    lines, names = {}, []
+    for x, default, stars in args:
+        if not x: continue
+        lines.setdefault(x.lineno, []).append((stars + x.arg, kind(x.annotation)))
+        names.append(stars + x.arg + (f'={text(default)}' if default else ''))
+    rows = []
+    for n, group in lines.items():                # parameters that share a line and a type also share its comment
+        if len({t for _, t in group}) == 1: group = [('`, `'.join(name for name, _ in group), group[0][1])]
+        rows += [[*map(cell, g), notes.get(n, '') if g is group[-1] else ''] for g in group]
+    if f.returns and text(f.returns) != 'None': rows.append(['**returns**', cell(kind(f.returns)), notes.get(last, '')])
+    give = f' -> {kind(f.returns)}' if f.returns else ''
+    sign = f"{block[1].split()[0].replace('def', '').replace('class', 'class ')}{f.name}({', '.join(names)}){give}"
+    sign = '\n    '.join(textwrap.wrap(sign, 100, break_long_words=False, break_on_hyphens=False))
+    table = ['| parameter | type | |', '|---|---|---|', *('| ' + ' | '.join(r) + ' |' for r in rows)]
+    return f'```python\n{sign}\n```\n\n' + ('::: {.parameters}\n\n' + '\n'.join(table) + '\n\n:::\n' if notes else '')
+
 def api(text):
-    """What show_doc wrote, with classes called classes, no links within code, and without the signature that it makes
-    up for a NamedTuple"""
+    """What show_doc wrote, with classes called classes, a table of the parameters, and without the signature that it
+    makes up for a NamedTuple"""
     text = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n*', '', text)
-    plain = lambda code: re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', code[0])
-    text = re.sub(r'^```python\n.*?^```', plain, text, flags=re.M | re.S)
-    return re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
+    text = re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
+    text = re.sub(r'^\*(.+)\*$', r'\1', text, flags=re.M)         # italics would end with the line, not the sentence
+    return re.sub(r'^```python\n((?:def|class) .*?)^```\n', parameters, text, flags=re.M | re.S)
 
 def adapt(proc):
-    "Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too"
+    """Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too;
+    what they say on stderr"""
+    said = []
     names = {p.name: _nbpath2html(p).with_suffix('.ipynb').name for p in proc.glob('*.ipynb')}
     if len(set(names.values())) < len(names): sys.exit(f'two notebooks would share a page: {names}')
     name = re.compile(rf"(?<![\w/.-])(nbs/|\./)?({'|'.join(map(re.escape, names))})\b")
@@ -42,11 +88,18 @@ def adapt(proc):
             if c.cell_type == 'markdown':
                 c.source = re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), c.source)
             for o in c.get('outputs', []):
+                if o.get('name') == 'stderr': said.append(f"{old}: says on stderr {''.join(o.text).strip()[:99]}")
                 if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = api(''.join(md))
         (proc/old).unlink()
         write_nb(nb, proc/page)
-    sidebar = proc/'sidebar.yml'
-    sidebar.write_text(new(sidebar.read_text()))
+    sidebar = yaml.safe_load((proc/'sidebar.yml').read_text())
+    parts = sidebar['website']['sidebar']['contents']
+    for part in parts: part['contents'] = [names[n] for n in sorted(names) if fnmatch(n, part['contents'])]
+    sidebar['website']['sidebar']['contents'] = [part for part in parts if part['contents']]
+    if lost := set(names.values()) - {n for part in parts for n in part['contents']}:
+        sys.exit(f'in no section of nbs/sidebar.yml: {lost}')
+    (proc/'sidebar.yml').write_text(yaml.safe_dump(sidebar))
+    return said
 
 def vendor_katex(docs):
     "Put KaTeX beside the pages, so that formulas show without a network; False where npm does not give it"
@@ -64,6 +117,12 @@ def vendor_katex(docs):
         for n in 'katex.min.js', 'katex.min.css', 'contrib/auto-render.min.js': shutil.copy(src/n, dst/n)
     return True
 
+def search_in_folders(docs):
+    "Let the search work without a server too"
+    (docs/'search.js').write_text(f"window.searchIndex = {(docs/'search.json').read_text()}")
+    js = docs/'site_libs'/'smalldocs.js'
+    js.write_text(SEARCH + js.read_text())
+
 def localize(docs, site, katex):
     "Make links to our own published site, and to KaTeX where it is at hand, relative; leave out the theme's web fonts"
     for p in docs.rglob('*.html'):
@@ -73,22 +132,28 @@ def localize(docs, site, katex):
     for p in docs.rglob('*.css'): p.write_text(re.sub(r'@import url\("?https:[^)]*\);', '', p.read_text()))
 
 class Page(HTMLParser):
-    "The ids of a page, the `links` a reader may follow and the `assets` a browser loads"
+    "The ids of a page, the `links` a reader may follow, the `assets` a browser loads, and markdown `left` as text"
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.assets = set(), set(), set()
+        self.ids, self.links, self.assets, self.left, self.code = set(), set(), set(), [], 0
         self.feed(path.read_text())
     def handle_starttag(self, tag, attrs):
         d = dict(attrs)
         self.ids.add(d.get('id'))
+        self.code += tag in CODE
         to = self.links if tag == 'a' or d.get('rel') in ('canonical', 'alternate') else self.assets
         to.update(d[k] for k in ('href', 'src', 'poster', 'data') if d.get(k))
+
+    def handle_endtag(self, tag): self.code -= tag in CODE
+    def handle_data(self, text):
+        if not self.code: self.left += re.findall(r'\]\([\w./#:-]+\)|^:::.*|\{\.[\w-]+[^}]*\}', text, re.M)
 
 def faults(docs):
     "Links, anchors and pictures that lead nowhere, and what is loaded from another host"
     docs = docs.resolve()
     pages = {p: Page(p) for p in docs.rglob('*.html')}
     for p, page in pages.items():
+        yield from (f'{p.relative_to(docs)}: markdown left as text, {t}' for t in page.left)
         for ref in page.links | page.assets:
             u = urlparse(ref)
             if u.scheme in ('data', 'mailto'): continue
@@ -109,18 +174,20 @@ def main():
     docs, proc = cfg.doc_path, cfg.config_path/'_proc'
     for p in docs, proc: shutil.rmtree(p, ignore_errors=True)
     refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
-    nbdev_sidebar.__wrapped__()          # nbs/sidebar.yml from the notebooks
     proc_nbs(n_workers=2)                # show_doc, links of names in backticks, hidden cells -> _proc/
-    adapt(proc)
+    bad = adapt(proc)
     r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', proc], capture_output=True, text=True)
     if r.returncode: sys.exit(r.stdout + r.stderr)
     said = [line for line in (r.stdout + r.stderr).splitlines() if not any(n in line for n in NOISE)]
     shutil.move(proc/docs.name, docs)
     katex = vendor_katex(docs)
+    search_in_folders(docs)
     localize(docs, cfg.doc_host + cfg.doc_baseurl, katex)
-    bad = [s for s in said if s.startswith('warning')]
+    bad += [s for s in said if s.startswith('warning')]
     bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
     print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')
-    sys.exit(bool(bad) or '--strict' in sys.argv and not katex)
+    failed = bool(bad) or '--strict' in sys.argv and not katex
+    if not failed: (docs/'.complete').touch()            # tests/test_site.py looks for it
+    sys.exit(failed)
 
 if __name__ == '__main__': main()
