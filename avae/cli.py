@@ -296,10 +296,10 @@ def _run_cells(path):
         if value is not None and not isinstance(value, plt.Figure): print(value, end="\n\n")
         plt.close("all")
 
-# %% ../nbs/09_cli.ipynb #350883d4
+# %% ../nbs/09_cli.ipynb #153804c9
 @app.command()
 def explore(
-    weights: Annotated[str, typer.Option(help="Weights that come with the package, or a .safetensors file.")] = "mnist-l8",
+    weights: Annotated[str, typer.Option(help="That come with the package, or a .safetensors file.")] = "mnist-l8",
     data: Annotated[str, typer.Option(help="Images to choose from: 'sample', a data set, or a folder.")] = "sample",
     fill: Annotated[float, typer.Option(min=0, max=1, help="Grey value of the background.")] = 0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 = any that is free.")] = 0,
@@ -320,8 +320,8 @@ def explore(
         template.mkdir(parents=True)
         (template/"conf.json").write_text('{"base_template": "lab"}')
         (template/"index.html.j2").write_text(PAGE)
-        options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False, log_level="ERROR")
-        command = [sys.executable, "-m", "voila", page, "--template=avae", "--show_tracebacks=True"]
+        options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False)
+        command = [sys.executable, "-m", "voila", page, "--template=avae", "--show_tracebacks=True", "--log-level=ERROR"]
         command += [f"--Voila.{k}={v}" for k, v in options.items()]
         path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         server = subprocess.Popen(command, env=os.environ | {"JUPYTER_TOKEN": token, "JUPYTER_PATH": path})
@@ -340,6 +340,11 @@ PAGE = """{% extends "voila/templates/lab/index.html.j2" %}
 {% block notebook_css %}{# that of Voila, without what it loads from another host #}
 {{ resources.include_js("static/voila-style.js") }}{{ spinner.css() }}{{ super.super() }}
 <style>.jp-mod-noOutputs.jp-mod-noInput { display: none }</style>
+<script>// the handles of sliders get the names of their labels, for screen readers
+  new MutationObserver(() => document.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])").forEach(e =>
+    e.setAttribute("aria-label", e.closest(".widget-slider").querySelector(".widget-label").textContent))
+  ).observe(document.documentElement, {childList: true, subtree: true})
+</script>
 {% endblock %}
 """
 

@@ -320,7 +320,7 @@ def _page(controls, picture, *texts):
 def _paragraphs(sentences):
     return f'<div role="status" aria-live="polite">{"".join(f"<p>{s}</p>" for s in sentences)}</div>'
 
-# %% ../nbs/08_explore.ipynb #5a15a4b7
+# %% ../nbs/08_explore.ipynb #7a87b762
 class PosePage:
     "Widgets around `look` and `render`."
 
@@ -342,20 +342,19 @@ class PosePage:
         self.search = _control(w.Dropdown, "search by", "method of the search", options=list(SEARCHES))
         self.budget = _control(w.BoundedIntText, "passes", "passes through the network", value=26, min=4, max=20_000)
         self.run = w.Button(description="search", tooltip="search by this method", button_style="primary")
-        self.play = w.Play(value=25, min=1, max=25, interval=300, show_repeat=False, tooltip="step through the search")
+        self.back, self.on = (w.Button(description=text, tooltip=tip, layout={"width": "120px"}) for text, tip in (
+            ("step back", "one pose less"), ("step on", "the next pose that the search tried")))
         self.shown = _control(w.IntSlider, "poses tried", "how many poses tried are shown", value=25, min=1, max=25)
         self.weights = w.Checkbox(False, description="weights instead of energies", indent=False)
         self.picture, self.words, self.message = _picture(), w.HTML(), w.HTML()
         self._connect()
         controls = [self.number, self.upload, *self.sliders.values(), self.reset, self.space, self.search, self.budget,
-                    self.run, self.shown, self.play, self.weights]
+                    self.run, self.shown, w.HBox([self.back, self.on]), self.weights]
         self.widget = _page(controls, self.picture, self.message, self.words)
         self.chosen = self._settings()
         self.update()
 
     def _connect(self):
-        import ipywidgets as w
-        w.link((self.play, "value"), (self.shown, "value"))
         for s in self.sliders.values(): s.observe(self.update, "value")
         for s in (self.space, self.search): s.observe(self._default_budget, "value")
         for s in (self.shown, self.weights): s.observe(self.draw, "value")
@@ -363,6 +362,8 @@ class PosePage:
         self.upload.observe(lambda change: [self.load(bytes(f["content"])) for f in change.new], "value")
         self.reset.on_click(self._upright)
         self.run.on_click(self._search)
+        self.back.on_click(lambda _: self._step(-1))
+        self.on.on_click(lambda _: self._step(1))
 
     def _settings(self): return dict(space=self.space.value, search=self.search.value, budget=self.budget.value)
 
@@ -373,8 +374,8 @@ class PosePage:
         try: self.scene = look(self.vae, self.image, pose, fill=self.fill, **self.chosen)
         except ValueError as e: return self.say(str(e))
         n, self.quiet = len(self.scene.tried), True
-        for s in (self.play, self.shown): s.max = n
-        self.shown.value, self.quiet = n, False
+        self.shown.max = self.shown.value = n
+        self.quiet = False
         self.say("")
         self.draw()
 
@@ -396,6 +397,8 @@ class PosePage:
         before, self.chosen = self.chosen, self._settings()
         self.update()
         if self.message.value: self.chosen = before  # a search that cannot be made is not kept
+
+    def _step(self, by): self.shown.value = min(max(self.shown.value + by, 1), self.shown.max)
 
     def _pick(self, _):
         self.image = self.images[self.number.value:][:1]

@@ -1,9 +1,8 @@
 """The site that `python tools/docs.py` builds, as a reader meets it: in a browser, wide and on a phone, light and dark.
 
-Needs playwright and a Chromium (on the path, or named by CHROMIUM); without them it is skipped, but fails where CI is
-set. The site is built where _docs/ is older than what it is made of. Pictures of the pages go to tests/screenshots/.
+The site is built where _docs/ is older than what it is made of. Pictures of the pages go to tests/screenshots/.
 """
-import json, os, re, shutil, subprocess, sys
+import json, re, subprocess, sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,16 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS, SHOTS = ROOT/'_docs', ROOT/'tests'/'screenshots'
 PAGES = 'index', 'affine', 'optimizing_rotations'
 SIZES = {'desktop': dict(width=1280, height=900), 'phone': dict(width=390, height=844)}
-CHROMIUM = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (
-    'chromium', 'chromium-browser', 'google-chrome'))), None)
 LEFT_RAW = r"""() => { const main = document.querySelector('main').cloneNode(true)
   main.querySelectorAll('.katex, pre, code, script, style').forEach(e => e.remove())
   return main.textContent.match(/\$\$|\\\(|\\\[|\$\\\w+|\]\([^)]+\)|^:::.*/gm) || [] }"""
 BROKEN_IMAGES = "() => [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 99))"
-
-def missing(what):
-    if os.environ.get('CI'): pytest.fail(f'{what}, and CI is set', pytrace=False)
-    pytest.skip(what)
 
 @pytest.fixture(scope='module')
 def site():
@@ -43,16 +36,6 @@ def site():
     Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
-
-@pytest.fixture(scope='module')
-def browser():
-    try: from playwright.sync_api import sync_playwright
-    except ImportError: missing('playwright is not installed: pip install -e ".[dev]"')
-    if not CHROMIUM: missing('there is no chromium: apt-get install chromium, or name one by CHROMIUM')
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        yield b
-        b.close()
 
 class Reader:
     "A page, and what went wrong on it"
