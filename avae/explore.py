@@ -288,7 +288,7 @@ def _blank_walk():
     fig.parts = dict(images=images, here=here)
     return fig
 
-# %% ../nbs/08_explore.ipynb #a2236941
+# %% ../nbs/08_explore.ipynb #11721bae
 def _pose_sliders():
     "Labelled sliders for the parameters of a pose."
     import ipywidgets as w
@@ -300,7 +300,7 @@ def _pose_sliders():
 def _control(kind, text, tip=None, **settings):
     "A widget with its label in front, as wide as there is room."
     return kind(description=text, tooltip=tip or text, style={"description_width": "95px"},
-                layout={"width": "100%", "max_width": "400px"}, **settings)
+                layout={"width": "calc(100% - 6px)", "max_width": "400px"}, **settings)
 
 def _picture():
     "A picture with a text for screen readers, its tooltip."

@@ -39,3 +39,10 @@ def test_an_interrupted_one_goes_on_and_a_finished_one_starts_anew(copy):
     assert part.stat().st_mtime_ns == first and finished.exists()
     reproduce(copy, '20', '--quick')
     assert part.stat().st_mtime_ns > first
+
+def test_table_1_has_what_it_promises():
+    table = json.loads((ROOT/'nbs'/'results'/'table1.json').read_text())
+    assert list(table) == ['avae_optimized', 'avae_single', 'avae_random', 'vae_single']
+    for row in table.values():
+        assert {'paper_loss', 'floor', 'excess', 'nats', 'spread', 'n_images', 'seeds', 'passes'} <= row.keys()
+        assert abs(row['paper_loss'] - row['floor'] - row['excess']) < 1e-6 and row['seeds'] >= 3 and row['n_images'] >= 1000
