@@ -20,13 +20,14 @@ from .models import VAE, AffineVAE, load_pretrained
 from .optimizers import multistart, random_restarts, scan
 from .plots import COLORS
 
-# %% ../nbs/08_explore.ipynb #987ff396
+# %% ../nbs/08_explore.ipynb #31c26ba1
 class Mode(NamedTuple):
     "A valley of the energy over the angle."
     angle: float  # degrees
     above: float  # nats above the lowest
     weight: float  # share of all weights that lies nearer to this valley than to others
 
+# %% ../nbs/08_explore.ipynb #b3e7858d
 def modes(
     angles: Tensor,  # (A,) degrees, evenly spread over the whole circle; the last is the first again
     energies: Tensor,  # (A,) nats
@@ -67,11 +68,12 @@ class Scene(NamedTuple):
     passes: int  # per image, of the search
     seconds: float  # that the search took
 
-# %% ../nbs/08_explore.ipynb #4851e554
+# %% ../nbs/08_explore.ipynb #6327bfd5
 def _known(name, value, values):
     if value not in values: raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}, got {value!r}")
     return values[value]
 
+# %% ../nbs/08_explore.ipynb #d417fbdd
 @torch.no_grad()
 def look(
     vae,  # a `VAE`, or any module for an `AffineVAE`
@@ -103,7 +105,7 @@ def look(
     return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], -plain.elbo.item(), -out.elbo.item(), named,
                  angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], out.passes, seconds)
 
-# %% ../nbs/08_explore.ipynb #2d17f1fe
+# %% ../nbs/08_explore.ipynb #bc2d477f
 def render(
     scene: Scene,
     shown: int | None = None,  # so many of the poses tried are marked; all if None
@@ -138,6 +140,7 @@ def render(
     ax.set_ylabel("weight [%]" if weights else "energy [nats]")
     return fig
 
+# %% ../nbs/08_explore.ipynb #2961d324
 def _blank():
     "The figure, without data."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -161,13 +164,14 @@ def _blank():
     fig.parts = dict(axes=ax, images=images, line=line, dots=dots, best=best, modes=low)
     return fig
 
+# %% ../nbs/08_explore.ipynb #18692219
 def to_png(fig) -> bytes:
     "A figure as a PNG file in memory."
     out = io.BytesIO()
     fig.savefig(out, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 1})
     return out.getvalue()
 
-# %% ../nbs/08_explore.ipynb #a59f536e
+# %% ../nbs/08_explore.ipynb #428141c3
 def describe(
     pose: dict[str, float],
 ) -> str:
@@ -175,6 +179,7 @@ def describe(
     say = lambda k, v: f"{v:.0f}°".replace("-0°", "0°") if k == "angle" else f"{v:.2f}"
     return ", ".join(f"{k.replace('_', ' ')} {say(k, v)}" for k, v in pose.items())
 
+# %% ../nbs/08_explore.ipynb #4c2e5cd4
 def in_words(
     scene: Scene,
 ) -> list[str]:  # sentences
@@ -204,12 +209,13 @@ def read_image(
     top, left = (size[0] - new[0])//2, (size[1] - new[1])//2
     return F.pad(x, (left, size[1] - new[1] - left, top, size[0] - new[0] - top), value=fill)
 
-# %% ../nbs/08_explore.ipynb #cb72d576
+# %% ../nbs/08_explore.ipynb #f99c6fde
 class Plane(NamedTuple):
     "A plane through the codes of some images."
     centre: Tensor  # (L,)
     axes: Tensor  # (2, L), one standard deviation along each
 
+# %% ../nbs/08_explore.ipynb #251bd718
 @torch.no_grad()
 def latent_plane(
     vae,  # a `VAE`
@@ -222,6 +228,7 @@ def latent_plane(
     v = v[:2]*v[:2].gather(1, v[:2].abs().argmax(1, keepdim=True)).sign()  # the sign of a direction is arbitrary
     return Plane(codes.mean(0), v*s[:2, None]/(len(codes) - 1)**0.5)
 
+# %% ../nbs/08_explore.ipynb #54cfbccf
 class Walk(NamedTuple):
     "All that there is to see at a point of a plane."
     atlas: Tensor  # (C, n*H, n*W), images decoded all over the plane
@@ -229,6 +236,7 @@ class Walk(NamedTuple):
     canonical: Tensor  # (C, H, W), decoded at the point
     posed: Tensor  # (C, H, W), the same, in a pose
 
+# %% ../nbs/08_explore.ipynb #63a7a374
 @torch.no_grad()
 def atlas(
     vae,
@@ -242,6 +250,7 @@ def atlas(
     out = vae.decode(z.flatten(0, 1)).unflatten(0, (n, n))
     return out.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
+# %% ../nbs/08_explore.ipynb #c3bee0da
 @torch.no_grad()
 def walk(
     vae,
@@ -258,7 +267,7 @@ def walk(
     canonical, posed = AffineVAE(vae, BY_HAND, fill=fill).eval().decode(z.expand(2, -1), rows)
     return Walk(background, at, canonical, posed)
 
-# %% ../nbs/08_explore.ipynb #2bf59134
+# %% ../nbs/08_explore.ipynb #8a83dd88
 def render_walk(
     scene: Walk,
     fig=None,  # a figure that this function made before, to be drawn anew
@@ -272,6 +281,7 @@ def render_walk(
     fig.parts["here"].set_data([scene.at[0]], [scene.at[1]])
     return fig
 
+# %% ../nbs/08_explore.ipynb #474159b3
 def _blank_walk():
     "The figure, without data."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -320,7 +330,7 @@ def _page(controls, picture, *texts):
 def _paragraphs(sentences):
     return f'<div role="status" aria-live="polite">{"".join(f"<p>{s}</p>" for s in sentences)}</div>'
 
-# %% ../nbs/08_explore.ipynb #7a87b762
+# %% ../nbs/08_explore.ipynb #c61740bc
 class PosePage:
     "Widgets around `look` and `render`."
 
@@ -416,7 +426,7 @@ class PosePage:
         self.quiet = False
         self.update()
 
-# %% ../nbs/08_explore.ipynb #91d5bf8c
+# %% ../nbs/08_explore.ipynb #3ae0face
 class LatentPage:
     "Widgets around `walk` and `render_walk`."
 
@@ -456,6 +466,7 @@ class LatentPage:
         self.picture.tooltip = words
         self.picture.value, self.words.value = to_png(self.fig), _paragraphs([words])
 
+# %% ../nbs/08_explore.ipynb #6906476d
 class Explorer:
     "The interactive page: end a cell of a notebook with one, or run `avae explore`."
 
