@@ -296,7 +296,7 @@ def _run_cells(path):
         if value is not None and not isinstance(value, plt.Figure): print(value, end="\n\n")
         plt.close("all")
 
-# %% ../nbs/09_cli.ipynb #153804c9
+# %% ../nbs/09_cli.ipynb #b1c5ebd4
 @app.command()
 def explore(
     weights: Annotated[str, typer.Option(help="That come with the package, or a .safetensors file.")] = "mnist-l8",
@@ -306,34 +306,49 @@ def explore(
     browser: Annotated[bool, typer.Option(help="Open the page, not only name it.")] = True,
 ):
     "Open the interactive page in the browser: pose, search and code of an image. Ctrl-C ends it."
-    import os, secrets, subprocess, webbrowser
+    import os, secrets, signal, subprocess, webbrowser
     from importlib.util import find_spec
     from tempfile import TemporaryDirectory
     if not find_spec("voila"): raise ValueError("avae explore needs Voila: pip install 'avae[explore]'")
-    explorer = f"from avae.cli import _explorer\n_explorer({_absolute(weights)!r}, {_absolute(data)!r}, {fill})"
-    _explorer_data(weights, data, fill)  # what is wrong is said here, not in the page
+    _explorer(weights, data, fill)  # what is wrong is said here, not in the page
     port, token = _free_port(port), secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{port}/?token={token}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that nothing is left behind
     with TemporaryDirectory() as folder:
-        page, template = Path(folder)/"Affine VAE.ipynb", Path(folder)/"voila"/"templates"/"avae"
-        page.write_text(_notebook(explorer))
-        template.mkdir(parents=True)
-        (template/"conf.json").write_text('{"base_template": "lab"}')
-        (template/"index.html.j2").write_text(PAGE)
-        options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False)
-        command = [sys.executable, "-m", "voila", page, "--template=avae", "--show_tracebacks=True", "--log-level=ERROR"]
-        command += [f"--Voila.{k}={v}" for k, v in options.items()]
+        page, link = _page_files(Path(folder), (weights, data, fill), address)
         path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        server = subprocess.Popen(command, env=os.environ | {"JUPYTER_TOKEN": token, "JUPYTER_PATH": path})
+        env = os.environ | {"JUPYTER_TOKEN": token, "JUPYTER_PATH": path}
+        server = subprocess.Popen([sys.executable, "-m", "voila", page, *_voila_options(port)], env=env)
         try:
             _until_open(port, server)
             print(f"The page is at {address}\nCtrl-C ends it.", flush=True)
-            if browser: webbrowser.open(address)
+            if browser: webbrowser.open(link.as_uri())  # a file, for command lines can be read by others
             sys.exit(server.wait())
         except KeyboardInterrupt: pass
         finally:
             server.terminate()
             server.wait()
+
+def _voila_options(port):
+    options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False, log_level="ERROR",
+                   tornado_settings={"websocket_max_message_size": 2**27})  # for photographs
+    return ["--template=avae", "--show_tracebacks=True", *(f"--Voila.{k}={v}" for k, v in options.items())]
+
+def _page_files(folder, choice, address):
+    "Write the notebook of the page with its template and its kernel, which is this Python; and a link to it."
+    import json, os
+    name = dict(display_name="avae", language="python")
+    kernel = name | dict(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+    code = f"import os\nos.chdir({os.getcwd()!r})\nfrom avae.cli import _explorer\n_explorer{choice!r}"
+    cell = dict(cell_type="code", id="page", metadata={}, execution_count=None, outputs=[], source=code)
+    page = dict(cells=[cell], metadata=dict(kernelspec=name | {"name": "avae"}), nbformat=4, nbformat_minor=5)
+    files = {"Affine VAE.ipynb": json.dumps(page), "kernels/avae/kernel.json": json.dumps(kernel),
+             "voila/templates/avae/conf.json": '{"base_template": "lab"}', "voila/templates/avae/index.html.j2": PAGE,
+             "open.html": f'<meta http-equiv="refresh" content="0; url={address}">'}
+    for name, text in files.items():
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        (folder/name).write_text(text, encoding="utf-8")
+    return folder/"Affine VAE.ipynb", folder/"open.html"
 
 PAGE = """{% extends "voila/templates/lab/index.html.j2" %}
 {% import "spinner.macro.html.j2" as spinner %}
@@ -348,36 +363,26 @@ PAGE = """{% extends "voila/templates/lab/index.html.j2" %}
 {% endblock %}
 """
 
-def _absolute(name): return str(Path(name).resolve()) if Path(name).exists() else name
-
-def _explorer_data(weights, data, fill):
-    "Model, images and labels of the page."
+def _explorer(weights, data, fill):
+    "What the page shows."
     from types import SimpleNamespace
     import torch
+    from avae.explore import Explorer
     from avae.models import load_pretrained, load_vae
     vae = load_vae(weights) if Path(weights).is_file() else load_pretrained(weights)
     o = SimpleNamespace(data=data, size=vae.size[0], channels=vae.channels, fill=fill, download=False)
     images = _data(o, "test")
-    if hasattr(images, "images"): return vae, images.images[:2000], images.labels[:2000], fill
-    if not len(images): raise ValueError(f"--data: there are no images in {data}")
-    return vae, torch.stack([images[i][0] for i in range(min(len(images), 500))]), None, fill
-
-def _explorer(*choice):
-    "What the page shows."
-    from avae.explore import Explorer
-    return Explorer(*_explorer_data(*choice))
-
-def _notebook(code):
-    "A notebook of one cell."
-    import json
-    cell = dict(cell_type="code", id="page", metadata={}, execution_count=None, outputs=[], source=code)
-    kernel = dict(name="python3", display_name="Python 3", language="python")
-    return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))
+    if hasattr(images, "images"): images, labels = images.images[:2000], images.labels[:2000]
+    else:
+        some = [images[i] for i in range(min(len(images), 500))]
+        images, labels = torch.stack([x for x, _ in some]), torch.tensor([c for _, c in some])
+    return Explorer(vae, images, labels, fill)
 
 def _free_port(port):
     "This port, or any that is free if it is 0; `OSError` if it is taken."
     import socket
     with socket.socket() as s:
+        if sys.platform != "win32": s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # just closed is free
         try: s.bind(("127.0.0.1", port))
         except OSError as e: raise OSError(f"--port {port} cannot be used: {e.strerror}") from None
         return s.getsockname()[1]

@@ -7,9 +7,10 @@ __all__ = ['SLIDERS', 'BY_HAND', 'SPACES', 'SEARCHES', 'BUDGETS', 'Mode', 'modes
            'describe', 'in_words', 'read_image', 'Plane', 'latent_plane', 'Walk', 'atlas', 'walk', 'render_walk',
            'PosePage', 'LatentPage', 'Explorer']
 
-# %% ../nbs/08_explore.ipynb #59f9431a
-import io, time
+# %% ../nbs/08_explore.ipynb #b99e528c
+import copy, io, time
 from typing import NamedTuple
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,7 +74,7 @@ def _known(name, value, values):
     if value not in values: raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}, got {value!r}")
     return values[value]
 
-# %% ../nbs/08_explore.ipynb #d417fbdd
+# %% ../nbs/08_explore.ipynb #bdb04267
 @torch.no_grad()
 def look(
     vae,  # a `VAE`, or any module for an `AffineVAE`
@@ -98,6 +99,7 @@ def look(
     turned = found.pose.repeat(len(angles), 1)
     turned[:, at] = angles
     energies, plain = avae.energy(x, turned[None])[0], avae.explain(x, poses.identity())
+    if not energies.isfinite().all(): raise ValueError("the model gives no finite energy for this image")
     valleys = modes(angles, energies)
     there = turned[[(angles - m.angle).abs().argmin().item() for m in valleys]]
     stand = avae.explain(x.expand(len(there), -1, -1, -1), there).canonical
@@ -105,7 +107,7 @@ def look(
     return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], -plain.elbo.item(), -out.elbo.item(), named,
                  angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], out.passes, seconds)
 
-# %% ../nbs/08_explore.ipynb #bc2d477f
+# %% ../nbs/08_explore.ipynb #7f8ac0fc
 def render(
     scene: Scene,
     shown: int | None = None,  # so many of the poses tried are marked; all if None
@@ -124,20 +126,22 @@ def render(
         image.set_visible(x is not None)
         image.axes.title.set_text(title)
         if x is not None: image.set_data(x.permute(1, 2, 0).squeeze(-1))
-    e, tried = scene.energies, scene.tried_energies[:shown]
+    e, tried, at = scene.energies, scene.tried_energies[:shown], torch.tensor([m.angle for m in scene.modes])
     y, dots, low = e, tried, torch.tensor([e.min() + m.above for m in scene.modes])
-    if weights: y, dots, low = (100*(-v - (-e[:-1]).logsumexp(0)).exp() for v in (y, dots, low))
+    if weights:
+        y = 100*(-e - (-e[:-1]).logsumexp(0)).exp()
+        dots, low = (torch.from_numpy(np.interp(a, scene.angles, y)) for a in (scene.tried[:shown], at))
     parts["line"].set_data(scene.angles, y)
     parts["dots"].set_offsets(torch.stack([scene.tried[:shown], dots], 1))
     parts["dots"].set_array(torch.arange(len(dots)).float())
     parts["dots"].set_clim(0, max(len(scene.tried) - 1, 1))
     best = tried.argmin()
     parts["best"].set_data([scene.tried[best]], [dots[best]])
-    parts["modes"].set_offsets(torch.stack([torch.tensor([m.angle for m in scene.modes]), low], 1))
+    parts["modes"].set_offsets(torch.stack([at, low], 1))
     top = torch.cat([y, dots]).max().clamp_min(y.min() + 1e-3)
     span = top - y.min()
     ax.set_ylim((y.min() - 0.1*span).item(), (top + 0.08*span).item())
-    ax.set_ylabel("weight [%]" if weights else "energy [nats]")
+    ax.set_ylabel(f"weight [% per {scene.angles[1] - scene.angles[0]:.0f}°]" if weights else "energy [nats]")
     return fig
 
 # %% ../nbs/08_explore.ipynb #2961d324
@@ -190,7 +194,7 @@ def in_words(
             f"The search took {scene.passes} passes and {1000*scene.seconds:.0f} ms.",
             f"Runner-up angles: {rivals}." if rivals else "There is no runner-up."]
 
-# %% ../nbs/08_explore.ipynb #e06dbf4b
+# %% ../nbs/08_explore.ipynb #b7f17a8d
 def read_image(
     content: bytes,  # of an image file
     size: tuple[int, int] = (40, 40),  # (H, W) of the canvas
@@ -200,6 +204,7 @@ def read_image(
     "An image from the bytes of a file, 70 % of the canvas wide or high; `ValueError` in one sentence if it is none."
     try: x = _read_image(io.BytesIO(content), channels, fill)
     except ValueError: raise ValueError("this file is no image that can be read: use PNG, JPEG or TIFF") from None
+    if x.max() - x.min() < 1e-3: x = _read_image(io.BytesIO(content), channels, 1 - fill)  # ink on nothing
     border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1).median()
     if (border - fill).abs() > 0.5: x = 1 - x
     h, w = x.shape[-2:]
@@ -330,7 +335,7 @@ def _page(controls, picture, *texts):
 def _paragraphs(sentences):
     return f'<div role="status" aria-live="polite">{"".join(f"<p>{s}</p>" for s in sentences)}</div>'
 
-# %% ../nbs/08_explore.ipynb #c61740bc
+# %% ../nbs/08_explore.ipynb #37fdd309
 class PosePage:
     "Widgets around `look` and `render`."
 
@@ -369,7 +374,7 @@ class PosePage:
         for s in (self.space, self.search): s.observe(self._default_budget, "value")
         for s in (self.shown, self.weights): s.observe(self.draw, "value")
         self.number.observe(self._pick, "value")
-        self.upload.observe(lambda change: [self.load(bytes(f["content"])) for f in change.new], "value")
+        self.upload.observe(self._upload, "value")
         self.reset.on_click(self._upright)
         self.run.on_click(self._search)
         self.back.on_click(lambda _: self._step(-1))
@@ -420,6 +425,11 @@ class PosePage:
         except ValueError as e: return self.say(str(e))
         self.update()
 
+    def _upload(self, change):
+        for file in change.new:
+            self.upload.value = ()  # so that the same file can be loaded again
+            self.load(bytes(file["content"]))
+
     def _upright(self, _):
         self.quiet = True
         for k, s in self.sliders.items(): s.value = IDENTITY[k]
@@ -466,7 +476,7 @@ class LatentPage:
         self.picture.tooltip = words
         self.picture.value, self.words.value = to_png(self.fig), _paragraphs([words])
 
-# %% ../nbs/08_explore.ipynb #6906476d
+# %% ../nbs/08_explore.ipynb #41817712
 class Explorer:
     "The interactive page: end a cell of a notebook with one, or run `avae explore`."
 
@@ -478,9 +488,14 @@ class Explorer:
         fill: float = 0.0,  # background
     ):
         import ipywidgets as w
-        vae = (vae or load_pretrained("mnist-l8")).cpu().eval()
+        vae = copy.deepcopy(vae or load_pretrained("mnist-l8")).cpu().float().eval()
+        if vae.latent < 2: raise ValueError(f"vae must have at least 2 latents, got {vae.latent}")
         if images is None: images, labels = mnist_sample("test", vae.size[0])
-        images = check_images(images, vae.channels, vae.size)
+        images = check_images(images, vae.channels, vae.size).cpu().float()
+        if len(images) < 3: raise ValueError(f"images must be at least 3, got {len(images)}")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"labels must be as many as images, {len(images)}, got {len(labels)}")
+        labels = labels if labels is None else labels.long().cpu()
         self.pose, self.latent = PosePage(vae, images, fill), LatentPage(vae, images, labels, fill)
         self.widget = w.Tab([self.pose.widget, self.latent.widget], titles=["Pose", "Code"])
 

@@ -298,7 +298,7 @@ class AffineVAEOutput(NamedTuple):
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
 
-# %% ../nbs/03_models.ipynb #34df76b9
+# %% ../nbs/03_models.ipynb #341ecab4
 class AffineVAE(nn.Module):
     """Any VAE behind an affine transform and its inverse, at the pose under which it explains each image best.
     It starts in the mode, train or eval, of that VAE."""
@@ -355,9 +355,11 @@ class AffineVAE(nn.Module):
         z: Tensor,  # (N, L) codes
         pose: Tensor,  # (N, D)
     ) -> Tensor:  # (N, C, H, W) in [0, 1]
-        "Draw codes in given poses: the way back from `mu` and `pose`."
+        "Draw codes in given poses, the way back from `mu` and `pose`; `ValueError` on poses that are none."
         recon = self.vae.decode(z)
-        return resample(recon, torch.linalg.inv_ex(self.poses.mat(pose, recon.shape[-2:])).inverse, self.fill, "soft")
+        with torch.autocast(z.device.type, enabled=False):
+            mat = self.poses.mat(self._check_pose(pose, len(z)), recon.shape[-2:])
+            return resample(recon.to(mat.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, "soft")
 
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
         "What a search makes small: `-elbo - log prior` of each image under each of S poses; differentiable in `pose`."

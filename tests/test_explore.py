@@ -2,7 +2,7 @@
 
 Pictures of the page go to tests/screenshots/.
 """
-import io, re, signal, subprocess, sys, time
+import io, re, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
@@ -25,6 +25,7 @@ def address(tmp_path_factory):
         yield found[0]
     finally: server.send_signal(signal.SIGINT)                   # as Ctrl-C does
     assert server.wait(30) == 0, log.read_text()
+    with socket.socket() as s: assert s.connect_ex(('127.0.0.1', int(re.search(r':(\d+)', found[0])[1]))), 'still served'
 
 class Visitor:
     "The page in a browser, and what went wrong on it"
@@ -48,7 +49,7 @@ class Visitor:
 
     def changes(self, act, pattern='.'):
         "Do something; both the picture and the words must change, these to something that matches"
-        picture, words = self.picture.get_attribute('src'), self.words.inner_text()
+        picture, words = self.settled(), self.words.inner_text()
         act()
         self.page.wait_for_function('''([picture, words, pattern]) => {
             const shown = e => e.offsetParent, find = s => [...document.querySelectorAll(s)].find(shown)
@@ -56,9 +57,20 @@ class Visitor:
             return find('img.widget-image').src != picture && now != words && new RegExp(pattern).test(now) }''',
             arg=[picture, words, pattern], timeout=WAIT)
 
-    def redrawn(self, before):
-        self.page.wait_for_function('b => [...document.querySelectorAll("img.widget-image")].find(i => i.offsetParent).src != b',
-                                    arg=before, timeout=WAIT)
+    def settled(self):
+        "The address of the picture, once it has been the same for a second"
+        since, src = time.time(), self.picture.get_attribute('src')
+        while time.time() - since < 1:
+            time.sleep(0.1)
+            if (new := self.picture.get_attribute('src')) != src: since, src = time.time(), new
+        return src
+
+    def redraws(self, act):
+        "Do something; the picture must change"
+        before = self.settled()
+        act()
+        self.page.wait_for_function('''b => [...document.querySelectorAll("img.widget-image")]
+            .find(i => i.offsetParent).src != b''', arg=before, timeout=WAIT)
 
     def slide(self, name, presses):
         "Move a slider by the keyboard"
@@ -93,15 +105,10 @@ def test_pose_page(visitor):
     v.changes(lambda: v.slide('width', -4))
     v.page.get_by_label('search by').select_option('scan')
     v.changes(lambda: v.page.get_by_role('button', name='search', exact=True).click(), '361 passes')
-    before = v.picture.get_attribute('src')
-    v.slide('poses tried', -300)
-    v.redrawn(before)
-    before = v.picture.get_attribute('src')
-    v.page.get_by_role('button', name='step on').click()
-    v.redrawn(before)
-    before = v.picture.get_attribute('src')
-    v.page.get_by_label('weights instead of energies').check()
-    v.redrawn(before)
+    v.redraws(lambda: v.slide('poses tried', -100))
+    v.redraws(v.page.get_by_role('button', name='step on').click)
+    v.redraws(v.page.get_by_label('weights instead of energies').check)
+    v.settled()
     v.shot('weights')
     v.changes(lambda: v.page.get_by_role('button', name='upright').click())
     assert v.faults == []
@@ -131,9 +138,7 @@ def test_code_page(visitor):
     v.page.get_by_role('tab', name='Code').click()
     v.changes(lambda: v.slide('1st direction', 12), '1.2')
     v.changes(lambda: v.slide('angle', 30), 'angle 30')
-    before = v.picture.get_attribute('src')
-    v.page.get_by_label('class').select_option('8')
-    v.redrawn(before)
+    v.redraws(lambda: v.page.get_by_label('class').select_option('8'))
     v.shot('code')
     assert v.faults == []
 
