@@ -231,7 +231,7 @@ def plot_pose_bars(
     for ax, c in zip(axes[:, 0], classes): ax.set_ylabel(f'"{c}" [%]')
     return fig
 
-# %% ../nbs/07_plots.ipynb #12e63e43
+# %% ../nbs/07_plots.ipynb #c5bcf0e5
 TURNING = """<figure class="turning" aria-label="A digit turns; a VAE and an AVAE redraw it"><style>
 .turning { --vae: #D55E00; --avae: #0072B2; max-width: 44rem; margin: 1.5rem 0 }
 .quarto-dark .turning { --vae: #ff8b3d; --avae: #56b4e9 }
@@ -249,8 +249,8 @@ TURNING = """<figure class="turning" aria-label="A digit turns; a VAE and an AVA
 @media (max-width: 500px) { .turning .seen { grid-template-columns: 1fr 1fr } }
 </style><p class="off">With scripts switched on, a digit can be turned here.</p><div class="on" hidden>
 <div class="seen"></div><div class="set"><span class="things" role="group" aria-label="digit"></span>
-<button type="button" class="play">play</button><label for="turning-angle">turn it</label>
-<input id="turning-angle" type="range" min="0" step="1"><output for="turning-angle"></output></div>
+<button type="button" class="play">play</button><span aria-hidden="true">turn it</span>
+<input type="range" min="0" step="1" aria-label="turn it"><output></output></div>
 <svg viewBox="0 0 700 80" preserveAspectRatio="none" role="img" aria-label="loss of both over the angle"></svg>
 <small>The lines are the losses of both over a full turn, from -180° to 180°.</small></div>
 <script>(() => {
@@ -302,4 +302,4 @@ def turning_html(
                 units=["%°", "loss %", "loss %", "%° found"],
                 rows=["what comes in", "redrawn by the VAE", "redrawn by the AVAE", "as the AVAE turned it"],
                 sheet="data:image/png;base64," + b64encode(file.getvalue()).decode())
-    return TURNING.replace("DATA", json.dumps(data))
+    return TURNING.replace("DATA", json.dumps(data).replace("</", "<\\/"))

@@ -176,6 +176,8 @@ def main():
     refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
     proc_nbs(n_workers=2)                # show_doc, links of names in backticks, hidden cells -> _proc/
     bad = adapt(proc)
+    for p in sorted(cfg.nbs_path.glob('[2-4][0-9]_*.ipynb')):
+        if not any(c.get('outputs') for c in read_nb(p).cells): bad.append(f'{p.name} has no outputs: run it')
     r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', proc], capture_output=True, text=True)
     if r.returncode: sys.exit(r.stdout + r.stderr)
     said = [line for line in (r.stdout + r.stderr).splitlines() if not any(n in line for n in NOISE)]
