@@ -296,7 +296,7 @@ def _run_cells(path):
         if value is not None and not isinstance(value, plt.Figure): print(value, end="\n\n")
         plt.close("all")
 
-# %% ../nbs/09_cli.ipynb #b1c5ebd4
+# %% ../nbs/09_cli.ipynb #b0b938fc
 @app.command()
 def explore(
     weights: Annotated[str, typer.Option(help="That come with the package, or a .safetensors file.")] = "mnist-l8",
@@ -316,8 +316,9 @@ def explore(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that nothing is left behind
     with TemporaryDirectory() as folder:
         page, link = _page_files(Path(folder), (weights, data, fill), address)
-        path = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        env = os.environ | {"JUPYTER_TOKEN": token, "JUPYTER_PATH": path}
+        before = lambda k: os.pathsep.join(filter(None, [folder, os.environ.get(k)]))
+        paths = {k: before(k) for k in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH")}
+        env = os.environ | paths | {"JUPYTER_TOKEN": token}
         server = subprocess.Popen([sys.executable, "-m", "voila", page, *_voila_options(port)], env=env)
         try:
             _until_open(port, server)
@@ -330,8 +331,7 @@ def explore(
             server.wait()
 
 def _voila_options(port):
-    options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False, log_level="ERROR",
-                   tornado_settings={"websocket_max_message_size": 2**27})  # for photographs
+    options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False, log_level="ERROR")
     return ["--template=avae", "--show_tracebacks=True", *(f"--Voila.{k}={v}" for k, v in options.items())]
 
 def _page_files(folder, choice, address):
@@ -344,6 +344,7 @@ def _page_files(folder, choice, address):
     page = dict(cells=[cell], metadata=dict(kernelspec=name | {"name": "avae"}), nbformat=4, nbformat_minor=5)
     files = {"Affine VAE.ipynb": json.dumps(page), "kernels/avae/kernel.json": json.dumps(kernel),
              "voila/templates/avae/conf.json": '{"base_template": "lab"}', "voila/templates/avae/index.html.j2": PAGE,
+             "voila.json": '{"Voila": {"tornado_settings": {"websocket_max_message_size": 134217728}}}',  # for photos
              "open.html": f'<meta http-equiv="refresh" content="0; url={address}">'}
     for name, text in files.items():
         (folder/name).parent.mkdir(parents=True, exist_ok=True)

@@ -123,6 +123,7 @@ def test_own_image(visitor):
     v.changes(lambda: v.load(seven()))
     assert v.page.get_by_role('alert').count() == 0
     v.shot('own-image')
+    v.changes(lambda: v.load(photograph()))
     assert v.faults == []
 
 def seven():
@@ -131,6 +132,13 @@ def seven():
     ImageDraw.Draw(picture).line([(40, 40), (160, 40), (80, 220)], fill=10, width=24)
     out = io.BytesIO()
     picture.save(out, 'PNG')
+    return out.getvalue()
+
+def photograph():
+    "More than 10 MB, the usual limit of a message"
+    out = io.BytesIO()
+    Image.effect_noise((4000, 3000), 100).save(out, 'PNG')
+    assert out.tell() > 1e7
     return out.getvalue()
 
 def test_code_page(visitor):
