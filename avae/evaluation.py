@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERIODS', 'angle_error', 'score', 'summary', 'evaluate_rotation', 'loss_over_angle', 'Table', 'Experiment']
 
-# %% ../nbs/06_evaluation.ipynb #09045368
-import json, os, shutil, time
+# %% ../nbs/06_evaluation.ipynb #6deb3e3e
+import json, os, re, shutil, time
 from pathlib import Path
 from typing import Callable
 import torch
@@ -131,9 +131,9 @@ def loss_over_angle(
             out[k].append(_mean(v)); out[f"{k}_sem"].append((v.cpu().double().std(unbiased=False)/len(v)**0.5).item())
     return out
 
-# %% ../nbs/06_evaluation.ipynb #ea889a01
+# %% ../nbs/06_evaluation.ipynb #8553b85d
 class Table:
-    "A markdown table; its first column is text, the others are set to the right."
+    "A markdown table; columns of numbers are set to the right, columns with words in them to the left."
 
     def __init__(
         self,
@@ -141,16 +141,18 @@ class Table:
         rows: list[list],  # texts or numbers, as they are to be shown
     ):
         self.head, self.rows = [str(v) for v in head], [[str(v) for v in r] for r in rows]
+        words = lambda column: any(re.search("[A-Za-z]{4}", v) for v in column)
+        self.left = [i == 0 or words(c) for i, c in enumerate(zip(*self.rows))] or [True]*len(self.head)
 
     def _repr_markdown_(self) -> str:
-        marks = ["---"] + ["---:"]*(len(self.head) - 1)
+        marks = ["---" if left else "---:" for left in self.left]
         return "\n".join(f"| {' | '.join(r)} |" for r in [self.head, marks, *self.rows])
 
     def __repr__(self) -> str:
         lines = [self.head, *self.rows]
         wide = [max(len(r[i]) for r in lines) for i in range(len(self.head))]
-        show = lambda r: "  ".join([r[0].ljust(wide[0]), *(v.rjust(w) for v, w in zip(r[1:], wide[1:]))])
-        return "\n".join(show(r) for r in lines)
+        show = lambda r: "  ".join(v.ljust(w) if left else v.rjust(w) for v, w, left in zip(r, wide, self.left))
+        return "\n".join(show(r).rstrip() for r in lines)
 
 # %% ../nbs/06_evaluation.ipynb #406102d2
 class Experiment:
