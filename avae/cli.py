@@ -296,7 +296,7 @@ def _run_cells(path):
         if value is not None and not isinstance(value, plt.Figure): print(value, end="\n\n")
         plt.close("all")
 
-# %% ../nbs/09_cli.ipynb #b0b938fc
+# %% ../nbs/09_cli.ipynb #d26f8607
 @app.command()
 def explore(
     weights: Annotated[str, typer.Option(help="That come with the package, or a .safetensors file.")] = "mnist-l8",
@@ -314,6 +314,7 @@ def explore(
     port, token = _free_port(port), secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{port}/?token={token}"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that nothing is left behind
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
     with TemporaryDirectory() as folder:
         page, link = _page_files(Path(folder), (weights, data, fill), address)
         before = lambda k: os.pathsep.join(filter(None, [folder, os.environ.get(k)]))
