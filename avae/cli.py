@@ -296,7 +296,7 @@ def _run_cells(path):
         if value is not None and not isinstance(value, plt.Figure): print(value, end="\n\n")
         plt.close("all")
 
-# %% ../nbs/09_cli.ipynb #d26f8607
+# %% ../nbs/09_cli.ipynb #4b40f10f
 @app.command()
 def explore(
     weights: Annotated[str, typer.Option(help="That come with the package, or a .safetensors file.")] = "mnist-l8",
@@ -329,7 +329,8 @@ def explore(
         except KeyboardInterrupt: pass
         finally:
             server.terminate()
-            server.wait()
+            try: server.wait(10)
+            except subprocess.TimeoutExpired: server.kill()
 
 def _voila_options(port):
     options = dict(port=port, ip="127.0.0.1", port_retries=0, auto_token=True, open_browser=False, log_level="ERROR")
