@@ -69,12 +69,16 @@ class Scene(NamedTuple):
     passes: int  # per image, of the search
     seconds: float  # that the search took
 
-# %% ../nbs/08_explore.ipynb #6327bfd5
+# %% ../nbs/08_explore.ipynb #0111d7af
 def _known(name, value, values):
     if value not in values: raise ValueError(f"{name} must be one of {', '.join(map(repr, values))}, got {value!r}")
     return values[value]
 
-# %% ../nbs/08_explore.ipynb #bdb04267
+def _row(pose):
+    "(1, 6), a pose of `BY_HAND` from what is named of it."
+    return torch.tensor([[{**IDENTITY, **pose}[k] for k in BY_HAND.names]])
+
+# %% ../nbs/08_explore.ipynb #c06e7f0e
 @torch.no_grad()
 def look(
     vae,  # a `VAE`, or any module for an `AffineVAE`
@@ -88,8 +92,7 @@ def look(
 ) -> Scene:
     "Move an image, explain it with a VAE and with an AVAE, and note what the search did; `ValueError` on bad names."
     poses, optimizer = _known("space", space, SPACES), _known("search", search, SEARCHES)
-    row = torch.tensor([[{**IDENTITY, **pose}[k] for k in BY_HAND.names]])
-    x = warp(image, BY_HAND.mat(row, image.shape[-2:]), fill, "bicubic")
+    x = warp(image, BY_HAND.mat(_row(pose), image.shape[-2:]), fill, "bicubic")
     avae = AffineVAE(vae, poses, optimizer, budget or BUDGETS[search][len(poses) > 1], fill).eval()
     start = time.perf_counter()
     found = avae.search(x)
@@ -255,7 +258,7 @@ def atlas(
     out = vae.decode(z.flatten(0, 1)).unflatten(0, (n, n))
     return out.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
-# %% ../nbs/08_explore.ipynb #c3bee0da
+# %% ../nbs/08_explore.ipynb #2e4925d6
 @torch.no_grad()
 def walk(
     vae,
@@ -267,9 +270,8 @@ def walk(
 ) -> Walk:
     "Decode a point of a plane, and the same in a pose."
     z = plane.centre + torch.tensor(at) @ plane.axes
-    row = torch.tensor([[{**IDENTITY, **pose}[k] for k in BY_HAND.names]])
-    rows = torch.cat([BY_HAND.identity(), row])
-    canonical, posed = AffineVAE(vae, BY_HAND, fill=fill).eval().decode(z.expand(2, -1), rows)
+    both = torch.cat([BY_HAND.identity(), _row(pose)])
+    canonical, posed = AffineVAE(vae, BY_HAND, fill=fill).eval().decode(z.expand(2, -1), both)
     return Walk(background, at, canonical, posed)
 
 # %% ../nbs/08_explore.ipynb #8a83dd88
