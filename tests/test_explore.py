@@ -3,7 +3,10 @@
 Pictures of the page go to tests/screenshots/.
 """
 import io, re, signal, socket, subprocess, sys, time
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 import pytest
 from PIL import Image, ImageDraw
 
@@ -92,11 +95,23 @@ def visitor(browser, address):
     yield make
     for c in contexts: c.close()
 
+def knock(address, path, token=''):
+    "The status with which the kernel behind the page answers somebody who wants to talk to it"
+    key = {'Connection': 'Upgrade', 'Upgrade': 'websocket', 'Sec-WebSocket-Version': '13',
+           'Sec-WebSocket-Key': 'AAAAAAAAAAAAAAAAAAAAAA=='}
+    with closing(HTTPConnection(urlsplit(address).netloc, timeout=60)) as c:
+        c.request('GET', path + token, headers=key)
+        return c.getresponse().status
+
 def test_a_token_is_needed(browser, address):
     context = browser.new_context()
     answer = context.request.get(address.split('?')[0])
     assert 'login' in answer.url and 'cell-index' not in answer.text()
+    kernel = re.search(r'"kernelId": *"([^"]+)"', context.request.get(address).text())[1]
     context.close()
+    channels = f'/api/kernels/{kernel}/channels'
+    assert knock(address, channels) == 403
+    assert knock(address, channels, '?' + urlsplit(address).query) == 101
 
 def test_pose_page(visitor):
     v = visitor()

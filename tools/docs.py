@@ -33,7 +33,8 @@ if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, re
 });
 """
 CODE = 'code', 'pre', 'script', 'style'
-NOISE = 'is ignored', 'is not built', 'output-file is not read'      # warnings that mean nothing here
+NOISE = {f'warning: format{what}' for what in (' commonmark is not built: smalldocs makes only html',        # from nbdev
+         '.html.keep-md is ignored', '.html.respect-user-color-scheme is ignored')}
 
 def parameters(block):
     "The signature with comments that show_doc wrote, as a plain one and a table of its parameters"
@@ -180,7 +181,7 @@ def main():
         if not any(c.get('outputs') for c in read_nb(p).cells): bad.append(f'{p.name} has no outputs: run it')
     r = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', proc], capture_output=True, text=True)
     if r.returncode: sys.exit(r.stdout + r.stderr)
-    said = [line for line in (r.stdout + r.stderr).splitlines() if not any(n in line for n in NOISE)]
+    said = [line for line in (r.stdout + r.stderr).splitlines() if line not in NOISE]
     shutil.move(proc/docs.name, docs)
     katex = vendor_katex(docs)
     search_in_folders(docs)
