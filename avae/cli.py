@@ -98,7 +98,7 @@ def _story(avae, x, labels, seed, path):
     views = random_views(x, avae.poses, seed)[0][pick]
     with torch.no_grad(): save_figure(plot_story(views, avae.vae(views), avae(views)), path)
 
-# %% ../nbs/09_cli.ipynb #b41d9257
+# %% ../nbs/09_cli.ipynb #63c57796
 Arch = Enum("Arch", {k: k for k in ("default", "paper")}, type=str)
 Regime = Enum("Regime", {k: k for k in ("upright", "random", "optimized")}, type=str)
 Likelihood = Enum("Likelihood", {k: k for k in ("bernoulli", "gaussian", "paper")}, type=str)
@@ -122,6 +122,7 @@ def train(
     augment: Annotated[bool, typer.Option(help="Apply random poses; not needed where images come in any pose.")] = True,
     search_budget: Annotated[int, typer.Option(min=6, help="Passes of a pose search.")] = 12,
     search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 6,
+    search_warmup: Annotated[int, typer.Option(min=0, help="Search thoroughly at so many first steps.")] = 200,
     grow: Annotated[int, typer.Option(min=0, help="Optimised: learn four images first, twice as many after so many "
                                                   "steps; 0 = all at once.")] = 40,
     arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
@@ -166,7 +167,7 @@ def _settings_of(run, ctx):
     except (ValueError, KeyError) as e:
         raise ValueError(f"{run/'settings.json'} is damaged or not by `avae train` ({e})") from e
 
-# %% ../nbs/09_cli.ipynb #c380e8f4
+# %% ../nbs/09_cli.ipynb #e4188770
 def _train(o, run, resume):
     "Train with the options of the command line."
     from types import SimpleNamespace
@@ -181,8 +182,8 @@ def _train(o, run, resume):
     model, poses = _model(o, spaces)
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
-    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every grow fill "
-            "interpolation mixed_precision compile device workers save_every").split()
+    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every search_warmup "
+            "grow fill interpolation mixed_precision compile device workers save_every").split()
     try: history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                          report=say, extra={"options": o_, "command": _command(o_)}, **{k: getattr(o, k) for k in keep})
     except KeyboardInterrupt:

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PERIODS', 'angle_error', 'score', 'summary', 'evaluate_rotation', 'loss_over_angle', 'Table', 'Experiment']
 
-# %% ../nbs/06_evaluation.ipynb #6deb3e3e
+# %% ../nbs/06_evaluation.ipynb #7bc528b6
 import json, os, re, shutil, time
 from pathlib import Path
 from typing import Callable
 import torch
 from torch import Tensor, nn
 from .affine import random_views, warp
-from .core import atomic_write, evaluating
+from .core import evaluating, write_json
 from .data import Images, load_dataset, mnist_sample
 from .models import AffineVAE
 from .optimizers import scan
@@ -154,7 +154,7 @@ class Table:
         show = lambda r: "  ".join(v.ljust(w) if left else v.rjust(w) for v, w, left in zip(r, wide, self.left))
         return "\n".join(show(r).rstrip() for r in lines)
 
-# %% ../nbs/06_evaluation.ipynb #406102d2
+# %% ../nbs/06_evaluation.ipynb #cbcba06e
 class Experiment:
     "What an experiment notebook needs beside its subject; paths are relative to the folder of the notebooks."
 
@@ -193,7 +193,7 @@ class Experiment:
             except ValueError as e: raise ValueError(f"{path} is damaged ({e}): delete it") from e
             if old["settings"] == settings: return old["result"]
         result = json.loads(json.dumps(compute(**settings)))
-        _write_json(path, {"settings": settings, "result": result})
+        write_json(path, {"settings": settings, "result": result})
         return result
 
     def train(
@@ -210,7 +210,7 @@ class Experiment:
     def save(self, results: dict, name: str | None = None):
         "Write the results file, `nbs/results/NAME.json`, and say where it is."
         path = (self.folder if self.quick else self.root/"nbs"/"results")/f"{name or self.name}.json"
-        _write_json(path, results)
+        write_json(path, results)
         print(f"numbers: {os.path.relpath(path, self.root)}")
 
     def image(self, name: str) -> Path:
@@ -220,6 +220,3 @@ class Experiment:
     def clear(self):
         "Forget what has been computed."
         shutil.rmtree(self.folder, ignore_errors=True)
-
-def _write_json(path, what):
-    with atomic_write(path) as tmp: tmp.write_text(json.dumps(what, indent=1) + "\n")

@@ -6,7 +6,7 @@
 __all__ = ['CHECKPOINT', 'PREVIOUS', 'SCHEDULES', 'mean_elbo', 'split_valid', 'PoseMemory', 'SyncBatchNorm2d', 'pose_histograms',
            'Epoch', 'train', 'launch']
 
-# %% ../nbs/05_training.ipynb #538cb468
+# %% ../nbs/05_training.ipynb #8cfd446a
 import json, math, platform, time, warnings
 from contextlib import nullcontext
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from .affine import MODES, PoseSpace, warp
-from .core import atomic_write, check_images, default_device, evaluating
+from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
 from .models import VAE, AffineVAE, save_vae
 from .optimizers import multistart
@@ -177,7 +177,7 @@ class _Loss(nn.Module):
         out = self.model(x, noise) if pose is None else self.model.explain(x, pose, noise=noise)
         return -out.elbo
 
-# %% ../nbs/05_training.ipynb #f87544b1
+# %% ../nbs/05_training.ipynb #eab9165d
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 def _save_checkpoint(run, tensors, meta):
@@ -202,10 +202,8 @@ def _load_checkpoint(run):
             return tensors, state
     if bad: raise ValueError(f"{bad[0]}: there is no checkpoint to go on from, but see {run/'best.safetensors'}")
 
-def _write_text(path, text):
-    with atomic_write(path) as tmp: tmp.write_text(text, encoding="utf-8")
-
-def _write_lines(path, rows): _write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+def _write_lines(path, rows):
+    with atomic_write(path) as tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
 def _settings(options, model, data, valid, extra):
     "What a run was made with; the part `train` must be the same when it is resumed."
@@ -331,7 +329,7 @@ def _batches(t):
 def _mine(t, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
     return v.tensor_split(t.shares)[t.share].to(t.acc.device)
 
-# %% ../nbs/05_training.ipynb #c970ba2c
+# %% ../nbs/05_training.ipynb #c2cd23ad
 def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
@@ -345,7 +343,10 @@ def _hints(poses, pose):
 
 def _find(t, memory, idx, x, applied, step):
     "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
-    pose, every = memory.carry(idx, applied), min(2*t.epoch - 1, t.o.search_every) if t.epoch else 3
+    pose, o = memory.carry(idx, applied), t.o
+    done = (t.epoch - 1)*t.steps + step if t.epoch else 0  # steps, not counting those on the first images
+    warm = memory is t.memory and done < o.search_warmup
+    every = 3 if not t.epoch else 1 if warm else min(2*t.epoch - 1, o.search_every)
     if not (t.epoch or step): pose = t.model.poses.identity(len(x)).to(pose)  # the very first images, as they come
     unknown = pose.isnan().any(1)
     due = unknown | ((step + t.epoch) % every == every - 1)
@@ -354,7 +355,7 @@ def _find(t, memory, idx, x, applied, step):
         def energy(x, pose):
             with t.acc.autocast(): return t.model.energy(x, pose)
         with evaluating(t.model), torch.no_grad():
-            budget = t.o.search_budget*(2 if unknown.any() or not t.epoch else 1)
+            budget = max(o.search_budget, 26*warm)*(2 if unknown.any() or not t.epoch else 1)
             found = multistart(energy, t.model.poses, x[due], budget, _hints(t.model.poses, hint))
         if memory is t.memory:
             t.sums[1] += found.passes*len(found.pose)
@@ -497,7 +498,7 @@ def _load_state(t, tensors, meta):
     t.history = [Epoch(*h) for h in meta["history"]]
     if t.acc.scaler and meta["scaler"]: t.acc.scaler.load_state_dict(meta["scaler"])
 
-# %% ../nbs/05_training.ipynb #87aaebf9
+# %% ../nbs/05_training.ipynb #92ea35af
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
@@ -516,6 +517,7 @@ def train(
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int = 12,  # passes of a pose search, see `multistart`
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    search_warmup: int = 200,  # at so many first steps, poses are always searched, with 26 passes at least
     grow: int = 40,  # an `AffineVAE` learns four images first, twice as many after so many steps; 0 = all at once
     fill: float = 0.0,  # background of augmented images; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
@@ -533,8 +535,9 @@ def train(
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
-                   patience=patience, seed=seed, search_budget=search_budget, search_every=search_every, grow=grow,
-                   fill=fill, interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
+                   patience=patience, seed=seed, search_budget=search_budget, search_every=search_every,
+                   search_warmup=search_warmup, grow=grow, fill=fill, interpolation=interpolation,
+                   mixed_precision=mixed_precision, compile=compile)
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
     _check_options(o, model, augment, valid, save_every)
     acc = _accelerator(device, mixed_precision)
@@ -564,15 +567,15 @@ def train(
     _forget_accelerator()
     return t.history
 
-# %% ../nbs/05_training.ipynb #7b146bae
+# %% ../nbs/05_training.ipynb #952c84f4
 def _check_options(o, model, augment, valid, save_every):
     "One clear sentence for what makes no sense."
     if not isinstance(model, (VAE, AffineVAE)):
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
     whole = {k: getattr(o, k) for k in
-             ("epochs", "batch_size", "search_every", "search_budget", "grow", "seed", "patience")}
+             "epochs batch_size search_every search_budget search_warmup grow seed patience".split()}
     for k, v in (whole | {"save_every": save_every}).items():
-        least = k not in ("seed", "grow")
+        least = k not in ("seed", "grow", "search_warmup")
         if v is not None and (not isinstance(v, int) or v < least):
             raise ValueError(f"{k} must be a whole number, at least {int(least)}, got {v}")
     for k in ("lr", "clip"):
@@ -621,7 +624,7 @@ def _patience_over(history, patience):
     best = min(range(len(history)), key=lambda i: history[i].valid, default=0)
     return bool(patience) and len(history) - 1 - best >= patience
 
-# %% ../nbs/05_training.ipynb #cbcccb9a
+# %% ../nbs/05_training.ipynb #c2924fab
 def _open_run(t, run, resume, settings):
     "Start a run folder, or go on with one."
     path = run/"settings.json"
@@ -629,7 +632,7 @@ def _open_run(t, run, resume, settings):
         if run.exists() and (not run.is_dir() or any(not p.name.startswith(".tmp-") for p in run.iterdir())):
             raise FileExistsError(f"{run} exists: resume the run there, or choose another folder")
         t.acc.wait_for_everyone()
-        if t.acc.is_main_process: _write_text(path, json.dumps(settings, indent=1) + "\n")
+        if t.acc.is_main_process: write_json(path, settings)
         return
     if not path.is_file(): raise FileNotFoundError(f"there is no run in {run}: settings.json is missing")
     try: old, new = json.loads(path.read_text())["train"], settings["train"]

@@ -20,7 +20,7 @@ def work(run, before=lambda: None, resume=False):
     before()
     torch.manual_seed(0)
     train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
-          epochs=6, batch_size=16, grow=2, device='cpu', save_every=2)
+          epochs=6, batch_size=16, grow=2, search_warmup=8, device='cpu', save_every=2)
 
 def start(*args):
     "In a process of its own"
@@ -124,7 +124,8 @@ def avae_train(pictures, out, processes, *args):
     return [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
 
 def test_two_processes_do_what_one_does(pictures, tmp_path):
-    for regime, tolerance, extra in [('random', 1e-4, ()), ('optimized', 1e-2, ('--mixed-precision', 'bf16'))]:
+    poses = '--mixed-precision', 'bf16', '--search-warmup', '4'
+    for regime, tolerance, extra in [('random', 1e-4, ()), ('optimized', 1e-2, poses)]:
         one, two = (avae_train(pictures, tmp_path/f'{regime}-{n}', n, '--regime', regime, *extra) for n in (1, 2))
         assert json.loads((tmp_path/f'{regime}-2'/'settings.json').read_text())['processes'] == 2
         for a, b in zip(one, two, strict=True):
@@ -139,7 +140,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
         torch.set_num_threads(1)
         torch.manual_seed(0)
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',
-              report=report)
+              search_warmup=6, report=report)
     def alone(*args):
         p = multiprocessing.get_context('fork').Process(target=part, args=args)
         p.start(); p.join()
