@@ -52,7 +52,7 @@ def format_report(
         f"{report['angle_within_15']:.0%} within 15,",
         "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."])
 
-# %% ../nbs/09_cli.ipynb #d950e38c
+# %% ../nbs/09_cli.ipynb #0ab97154
 @app.command()
 def demo(
     n: Annotated[int, typer.Option(min=1, max=2000, help="How many test digits to rotate.")] = 200,
@@ -62,10 +62,9 @@ def demo(
     budget: Annotated[int, typer.Option(min=4, help="Passes per image that the search may spend.")] = 26,
 ):
     "Rotate test digits and watch the VAE fail and the AVAE hold: a table and two pictures, in less than a minute."
-    import json
     from tqdm.auto import tqdm
     from avae.affine import PoseSpace
-    from avae.core import atomic_write, check_writable, default_device
+    from avae.core import check_writable, default_device, write_json
     from avae.data import mnist_sample
     from avae.evaluation import evaluate_rotation, loss_over_angle
     from avae.models import AffineVAE, load_pretrained
@@ -83,9 +82,7 @@ def demo(
     bar = lambda it: tqdm(it, "loss over the angle", leave=False, disable=None)
     curve = loss_over_angle(avae, x[:64], progress=bar)
     save_figure(plot_loss_over_angle(curve), out/"loss_over_angle.png")
-    if json_file:
-        numbers = json.dumps(report | {"seed": seed, "loss_over_angle": curve}, indent=1)
-        with atomic_write(json_file) as tmp: tmp.write_text(numbers)
+    if json_file: write_json(json_file, report | {"seed": seed, "loss_over_angle": curve})
     print(f"\nPictures: {out/'story.png'} and {out/'loss_over_angle.png'}")
     if json_file: print(f"Numbers:  {json_file}")
 

@@ -67,7 +67,7 @@ def _check_values(x):
     if lo < -1e-6 or hi > 1 + 1e-6: raise ValueError(f"x must lie in [0, 1], got values from {lo:.3g} to {hi:.3g}")
     return x if lo >= 0 and hi <= 1 else x.clamp(0, 1)  # the last digit of an interpolation may stick out
 
-# %% ../nbs/00_core.ipynb #f058731a
+# %% ../nbs/00_core.ipynb #37ab73ae
 @contextmanager
 def _writing(path):
     "An `OSError` within the block becomes one sentence that names the file."
@@ -98,8 +98,8 @@ def atomic_write(path: str | Path):  # the file to write; its folder is made if 
         if tmp.parent.is_dir(): tmp.unlink(missing_ok=True)
 
 def write_json(
-    path: str | Path,
-    what: dict,
+    path: str | Path,  # the file to write; its folder is made if need be
+    what: dict,  # of what JSON can hold
 ):
     "Write a record as indented JSON, by `atomic_write`."
     with atomic_write(path) as tmp: tmp.write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import io, re, signal, socket, subprocess, sys, time
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 import pytest
 from PIL import Image, ImageDraw
 
