@@ -7,15 +7,16 @@ __all__ = ['CHECKPOINT', 'PREVIOUS', 'SCHEDULES', 'mean_elbo', 'split_valid', 'P
            'Epoch', 'train', 'launch']
 
 # %% ../nbs/05_training.ipynb #8cfd446a
-import json, math, platform, time, warnings
+import json, math, os, pickle, platform, signal, socket, subprocess, sys, tempfile, threading, time, traceback, warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
 import numpy as np
+import safetensors
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -194,7 +195,7 @@ def _load_checkpoint(run):
     for path in (run/CHECKPOINT, run/PREVIOUS):
         if not path.exists(): continue
         try:
-            with safe_open(path, "pt") as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
+            with safetensors.safe_open(path, "pt") as f: tensors = {k: f.get_tensor(k) for k in f.keys()}
             state = json.loads(bytes(tensors.pop("state").tolist()))
         except (SafetensorError, KeyError, TypeError, ValueError) as e: bad.append(f"{path} is damaged ({e})")
         else:
@@ -680,21 +681,113 @@ def launch(
     function: Callable,  # is called with the arguments in every process; its result is dropped, so let it write a run
     *args,
     processes: int = 2,  # on this machine: as many GPUs, or else as many shares of the CPU
+    stall: float = 600,  # seconds in which no process computes anything, until they are ended
     **kwargs,
 ):
-    """Run a function, such as `train`, in several processes at once, also from a notebook. On GPUs, before any other
-    use of CUDA in this one."""
-    from accelerate import debug_launcher, notebook_launcher
-    from accelerate.utils import is_cuda_available  # asks without starting CUDA, which a fork would not survive
-    _forget_accelerator()
-    work, gpu = partial(_in_process, function, processes, kwargs), is_cuda_available()
-    start = notebook_launcher if gpu else debug_launcher  # the notebook's one would run a single process on a CPU
-    start(work, args, num_processes=processes)
+    """Run a function, such as `train`, in several new processes at once, also from a notebook. Each gets a copy of the
+    function, of its arguments and of what it refers to. If one fails, all end, and its error is raised here.
+    `TypeError` for what cannot be sent to another process, `RuntimeError` if a process dies, `TimeoutError` if all
+    stall."""
+    if not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes must be a whole number, at least 1, got {processes}")
+    with tempfile.TemporaryDirectory(prefix="avae-") as folder:
+        _pack(Path(folder)/"work", function, args, kwargs)
+        store = _local_store()
+        running = [_start(folder, rank, processes, store.port) for rank in range(processes)]
+        try: _wait(running, Path(folder), stall)
+        finally: _end(running)
 
-def _in_process(function, processes, kwargs, *args):
+# %% ../nbs/05_training.ipynb #814b4e82
+def _pack(path, function, args, kwargs):
+    "Write a call for other processes."
+    import cloudpickle
+    try: path.write_bytes(cloudpickle.dumps((function, args, kwargs)))
+    except (TypeError, ValueError, AttributeError, pickle.PicklingError) as e:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(f"{name} and its arguments cannot be sent to other processes: {e}") from e
+
+def _in_process(folder, rank):
     "What a process started by `launch` does."
-    import os
-    if int(os.environ.get("WORLD_SIZE", 1)) != processes:
-        raise RuntimeError(f"asked for {processes} processes, but they do not run")
-    if not torch.cuda.is_available(): torch.set_num_threads(1)  # a forked process must not use its parent's threads
-    function(*args, **kwargs)
+    import cloudpickle, faulthandler
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()  # its parent has gone
+    where = open(folder/f"{rank}.stack", "w")
+    if hasattr(faulthandler, "register"): faulthandler.register(signal.SIGUSR1, where)
+    try:
+        function, args, kwargs = pickle.loads((folder/"work").read_bytes())
+        function(*args, **kwargs)
+    except KeyboardInterrupt: sys.exit(130)
+    except BaseException as e:
+        text = traceback.format_exc()
+        try: data = cloudpickle.dumps((e, text))
+        except Exception: data = cloudpickle.dumps((RuntimeError(f"{type(e).__name__}: {e}"), text))
+        with atomic_write(folder/f"{rank}.error") as tmp: tmp.write_bytes(data)
+        sys.exit(1)
+
+# %% ../nbs/05_training.ipynb #52269ba4
+def _local_store():
+    "Where the processes meet; it listens on this machine only."
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False,
+                                      master_listen_fd=listener.detach(), use_libuv=False)
+
+def _start(folder, rank, processes, port):
+    "Start one process, a new Python with the paths of this one."
+    run = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pathlib import Path; " \
+          "from avae.training import _in_process; _in_process(Path(sys.argv[2]), int(sys.argv[3]))"
+    threads = max(1, torch.get_num_threads()//processes)
+    env = {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"} | os.environ
+    env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+    command = [sys.executable, "-c", run, json.dumps(sys.path), str(folder), str(rank)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env={k: str(v) for k, v in env.items()})
+
+def _wait(running, folder, stall):
+    "Until all have ended well; the error of the first that did not."
+    used, since, looked = 0.0, time.monotonic(), time.monotonic()
+    while None in (codes := [p.poll() for p in running]) and not any(codes):
+        time.sleep(0.05)
+        if (now := time.monotonic()) - looked < 1: continue
+        looked, total = now, sum(map(_seconds_used, running))
+        if abs(total - used) > 0.01*stall: used, since = total, now  # it falls where a worker has ended
+        if now - since > stall: raise TimeoutError(_where_they_stand(running, folder, stall))
+    if failed := [i for i, p in enumerate(running) if p.returncode]: _raise(failed, running, folder)
+
+def _raise(failed, running, folder):
+    "The error of these processes: a death before an error, for others may fail of it, and the first before the next."
+    errors = {i: f for i in failed if (f := folder/f"{i}.error").exists()}
+    if dead := [i for i in failed if i not in errors]:
+        raise RuntimeError(f"process {dead[0]} of {len(running)} died ({_how(running[dead[0]].returncode)})")
+    i = min(errors, key=lambda i: errors[i].stat().st_mtime_ns)
+    error, text = pickle.loads(errors[i].read_bytes())
+    raise error from RuntimeError(f"in process {i} of {len(running)}:\n{text}")
+
+def _seconds_used(process):
+    "Of the CPU, by a process and all that it started."
+    import psutil
+    try:
+        p = psutil.Process(process.pid)
+        return sum(t.user + t.system for t in (q.cpu_times() for q in (p, *p.children(recursive=True))))
+    except psutil.Error: return 0.0
+
+def _where_they_stand(running, folder, stall):
+    "One sentence, and the stack of each process."
+    if hasattr(signal, "SIGUSR1"):
+        for p in running:
+            if p.poll() is None: p.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+    stacks = [f"process {i}:\n{f.read_text()}" for i in range(len(running)) if (f := folder/f"{i}.stack").exists()]
+    return "\n".join([f"no process has computed anything for {stall:g} seconds, they have been ended", *stacks])
+
+def _how(code): return f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+
+def _end(running):
+    "Leave nothing behind."
+    for stop in (subprocess.Popen.terminate, subprocess.Popen.kill):
+        for p in running:
+            if p.poll() is None: stop(p)
+        for p in running:
+            try: p.wait(5)
+            except subprocess.TimeoutExpired: pass
+    for p in running: p.stdin.close()

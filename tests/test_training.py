@@ -1,7 +1,7 @@
 """Runs that are killed at any moment, disks that fill up, and several processes, with real processes."""
 import json, multiprocessing, os, random, resource, signal, subprocess, sys, time
 from pathlib import Path
-import accelerate  # here, and not in every process that is started
+import cloudpickle
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,14 +22,21 @@ def work(run, before=lambda: None, resume=False):
     train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
           epochs=6, batch_size=16, grow=2, search_warmup=8, device='cpu', save_every=2)
 
-def start(*args):
+CLEAN = multiprocessing.get_context('forkserver')  # not forks of this process, which may have computed with threads
+CLEAN.set_forkserver_preload(['accelerate', 'avae.training', 'avae.data'])
+
+def call(data):
+    function, args = cloudpickle.loads(data)
+    function(*args)
+
+def start(*args, function=work):
     "In a process of its own"
-    p = multiprocessing.get_context('fork').Process(target=work, args=args)
+    p = CLEAN.Process(target=call, args=(cloudpickle.dumps((function, args)),))
     p.start()
     return p
 
-def finish(*args):
-    p = start(*args)
+def finish(*args, **kwargs):
+    p = start(*args, **kwargs)
     p.join()
     return p.exitcode
 
@@ -141,15 +148,57 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
         torch.manual_seed(0)
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',
               search_warmup=6, report=report)
-    def alone(*args):
-        p = multiprocessing.get_context('fork').Process(target=part, args=args)
-        p.start(); p.join()
-        return p.exitcode
-    assert (alone(whole), alone(run, 2)) == (0, 3)
+    assert (finish(whole, function=part), finish(run, 2, function=part)) == (0, 3)
     training.launch(part, run, None, True, processes=2)
     last = lambda run: json.loads((run/'metrics.jsonl').read_text().splitlines()[-1])
     assert abs(last(whole)['train']/last(run)['train'] - 1) < 1e-2
 
 def test_more_processes_than_images_in_a_step(tmp_path):
     work = lambda: train(VAE(2, 16), toy_glyphs(9, 16), batch_size=1, epochs=1, device='cpu')
-    with pytest.raises(Exception, match='each of the 2 processes an image'): training.launch(work, processes=2)
+    with pytest.raises(ValueError, match='each of the 2 processes an image'): training.launch(work, processes=2)
+
+SCRIPT = """
+import faulthandler, torch
+faulthandler.dump_traceback_later(100, exit=True)
+from avae import VAE, toy_glyphs
+from avae.training import launch, train
+x = toy_glyphs(300, 28)
+(x.repeat(30, 1, 1, 1)*2).sum(); VAE(2, 28)(x[:256])              # with as many threads as there are
+def work(run=None): train(VAE(2, 28), x, run=run, epochs=1, device='cpu', workers=1)
+work()                                                             # forks a process that reads images
+launch(work, 'run', processes=2)
+"""
+
+@pytest.mark.parametrize('threads', [None, 1, 4])
+def test_launch_from_a_script_that_has_computed(threads, tmp_path):
+    "Without `if __name__ == '__main__'`, whatever the number of threads"
+    env = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'} | {'PYTHONPATH': str(ROOT)}
+    if threads: env['OMP_NUM_THREADS'] = str(threads)
+    (tmp_path/'script.py').write_text(SCRIPT)
+    r = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert json.loads((tmp_path/'run'/'settings.json').read_text())['processes'] == 2
+    assert r.stdout == '2 processes on cpu, 128 images a step\n'
+
+ORPHANS = """
+import os, sys, threading, time
+from avae.training import launch
+def work(): open(os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(100)
+def leave():
+    while not (os.path.exists('0') and os.path.exists('1')): time.sleep(0.01)
+    time.sleep(0.2)
+    os._exit(7)
+threading.Thread(target=leave).start()
+launch(work, processes=2)
+"""
+
+def test_processes_end_with_the_one_that_launched_them(tmp_path):
+    (tmp_path/'script.py').write_text(ORPHANS)
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    assert subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env).returncode == 7
+    def alive(pid):
+        try: return Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0] != 'Z'
+        except OSError: return False
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(alive((tmp_path/r).read_text()) for r in '01'): time.sleep(0.05)
+    assert not any(alive((tmp_path/r).read_text()) for r in '01')
