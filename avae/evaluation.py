@@ -39,12 +39,12 @@ def score(
     budget: int | None = None,  # passes per image of the search
     progress=lambda it: it,  # wraps the list of batches, for example `tqdm`
 ) -> tuple[Tensor, Tensor]:  # loss and floor of each image, both (N,), on the CPU
-    "The loss of each image, `-elbo` with `z = mu`, and the best that any model could reach on its pixels."
+    "The loss of each image, with `z = mu`, and the best that any model could reach on its pixels."
     device = next(model.parameters()).device
     affine = isinstance(model, AffineVAE)
     with evaluating(model):
         out = [model(b.to(device), budget) if affine else model(b.to(device)) for b in progress(x.split(256))]
-    return -torch.cat([o.elbo for o in out]).cpu(), model.likelihood.floor(x.to(device)).cpu()
+    return torch.cat([o.loss for o in out]).cpu(), model.likelihood.floor(x.to(device)).cpu()
 
 def summary(
     loss: Tensor,  # (N,)
@@ -76,9 +76,9 @@ def evaluate_rotation(
     if avae.poses.names != ("angle",):
         raise ValueError(f"avae must search the angle only, got {', '.join(avae.poses.names)}")
     if not len(x): raise ValueError("x must hold at least one image, got none")
-    views, pose = random_views(x, avae.poses, seed)
+    views, pose = random_views(x, avae.poses, seed, avae.fill)
     identity, n = avae.poses.identity(len(x)).to(x), len(x)
-    given = lambda im, p: torch.cat([-avae(b, pose=q).elbo for b, q in zip(im.split(avae.chunk), p.split(avae.chunk))])
+    given = lambda im, p: torch.cat([avae(b, pose=q).loss for b, q in zip(im.split(avae.chunk), p.split(avae.chunk))])
     vae_upright, ms_upright = _timed(lambda: given(x, identity), n)
     vae_rotated, ms_vae = _timed(lambda: given(views, identity), n)
     found, ms_avae = _timed(lambda: avae(views, budget), n)
@@ -86,7 +86,7 @@ def evaluate_rotation(
     twin = avae(x, budget).pose  # where the search puts the upright image: its own canonical pose
     error = angle_error(found.pose[:, 0], (twin + pose)[:, 0], labels)
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright), vae_rotated=(vae_rotated, views, 1, ms_vae),
-                avae_rotated=(-found.elbo, views, found.passes, ms_avae),
+                avae_rotated=(found.loss, views, found.passes, ms_avae),
                 oracle_rotated=(torch.cat([s.energy for s in scans]), views, scans[0].passes + 1, ms_oracle))
     return _report(rows, avae.likelihood.floor, true_pose=given(views, pose), error=error)
 
@@ -125,7 +125,7 @@ def loss_over_angle(
     for a in progress(angles):
         pose = torch.full((len(x), 1), a).to(x)
         views = warp(x, avae.poses.mat(pose), avae.fill, "bicubic")
-        losses = dict(vae=-avae(views, pose=torch.zeros_like(pose)).elbo, avae=-avae(views, budget).elbo,
+        losses = dict(vae=avae(views, pose=torch.zeros_like(pose)).loss, avae=avae(views, budget).loss,
                       floor=avae.likelihood.floor(views))
         for k, v in losses.items():
             out[k].append(_mean(v)); out[f"{k}_sem"].append((v.cpu().double().std(unbiased=False)/len(v)**0.5).item())

@@ -107,7 +107,7 @@ def look(
     there = turned[[(angles - m.angle).abs().argmin().item() for m in valleys]]
     stand = avae.explain(x.expand(len(there), -1, -1, -1), there).canonical
     named = {k: v.item() for k, v in poses.as_dict(found.pose[0]).items()}
-    return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], -plain.elbo.item(), -out.elbo.item(), named,
+    return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], plain.loss.item(), out.loss.item(), named,
                  angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], out.passes, seconds)
 
 # %% ../nbs/08_explore.ipynb #7f8ac0fc

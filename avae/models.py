@@ -161,7 +161,7 @@ ARCHS = {"default": lean_nets, "paper": paper_nets}
 class VAEOutput(NamedTuple):
     "What a VAE says of N images."
     recon: Tensor  # (N, C, H, W) in [0, 1]
-    elbo: Tensor  # (N,) nats, -nll - kl
+    loss: Tensor  # (N,) nats, nll + kl
     nll: Tensor  # (N,) nats
     kl: Tensor  # (N,) nats
     mu: Tensor  # (N, L)
@@ -223,7 +223,7 @@ class VAE(nn.Module):
         mu, logvar = self.encode(x)
         recon = self.decode(self.reparameterize(mu, logvar, noise))
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
-        return VAEOutput(recon, -nll - kl, nll, kl, mu, logvar)
+        return VAEOutput(recon, nll + kl, nll, kl, mu, logvar)
 
     def reconstruct(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W) in [0, 1]
         "Only the reconstruction of `forward`."
@@ -288,7 +288,7 @@ def load_pretrained(
 class AffineVAEOutput(NamedTuple):
     "What an Affine VAE says of N images."
     recon: Tensor  # (N, C, H, W) in [0, 1], in the observed frame
-    elbo: Tensor  # (N,) nats, -nll - kl, on the observed pixels
+    loss: Tensor  # (N,) nats, nll + kl, on the observed pixels
     nll: Tensor  # (N,) nats
     kl: Tensor  # (N,) nats
     pose: Tensor  # (N, D) degrees, scales, ...: see `PoseSpace.names`
@@ -297,6 +297,25 @@ class AffineVAEOutput(NamedTuple):
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L), log sigma^2
     passes: int  # encode + decode passes that were spent on each image; a backward counts as two
+
+# %% ../nbs/03_models.ipynb #f5d36d4c
+class _InChunks(torch.autograd.Function):
+    "`f(rows, pose)` (M,) of many poses (M, D), a chunk at a time, and its gradient with respect to `pose`."
+
+    @staticmethod
+    def forward(ctx, pose, rows, f, chunk):
+        values, grads, wanted = [], [], ctx.needs_input_grad[0]
+        for i, p in zip(rows.split(chunk), pose.split(chunk)):
+            with torch.set_grad_enabled(wanted):
+                p = p.detach().requires_grad_(wanted)
+                value = f(i, p)
+                if wanted: grads.append(torch.autograd.grad(value.sum(), p)[0])
+            values.append(value.detach())
+        if grads: ctx.save_for_backward(torch.cat(grads))
+        return torch.cat(values) if values else pose.new_zeros(0)
+
+    @staticmethod
+    def backward(ctx, grad): return grad[:, None]*ctx.saved_tensors[0], None, None, None
 
 # %% ../nbs/03_models.ipynb #341ecab4
 class AffineVAE(nn.Module):
@@ -348,7 +367,7 @@ class AffineVAE(nn.Module):
         with exact:
             recon = resample(recon.to(x.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, mode)
             nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
-        return AffineVAEOutput(recon, -nll - kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
+        return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
 
     def decode(
         self,
@@ -362,17 +381,17 @@ class AffineVAE(nn.Module):
             return resample(recon.to(mat.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, "soft")
 
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
-        "What a search makes small: `-elbo - log prior` of each image under each of S poses; differentiable in `pose`."
+        "What a search makes small: `loss - log prior` of each image under each of S poses; differentiable in `pose`."
         rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(pose.shape[1]), pose.flatten(0, 1)
-        parts = [-self._elbo(x[i], p) for i, p in zip(rows.split(self.chunk), flat.split(self.chunk))]
-        e = torch.cat(parts).view(pose.shape[:2])
+        loss = lambda i, p: self._loss(x[i], p)
+        e = _InChunks.apply(flat, rows, loss, self.chunk).view(pose.shape[:2])
         return e - self.pose_prior(pose) if self.pose_prior else e
 
-    def _elbo(self, x, pose, least=16):
-        "The ELBO, of 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
+    def _loss(self, x, pose, least=16):
+        "The loss, of 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
         n = len(x)
         if 0 < n < least: x, pose = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose))
-        return self.explain(x, pose).elbo[:n]
+        return self.explain(x, pose).loss[:n]
 
     def search(self, x: Tensor, budget: int | None = None):  # (N, C, H, W), passes per image -> `SearchResult`
         "Find the pose of each image, in eval mode; nothing is learned."

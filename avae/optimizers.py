@@ -184,12 +184,17 @@ def multistart(
     """Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more.
     `ValueError` if the budget is too small."""
     one = len(poses) == 1
-    extra = [] if candidates is None else [candidates.to(x)]
+    extra = [] if candidates is None else [_within_bounds(poses, candidates.to(x))]
     if budget is None: budget = (26 if one else 250) + sum(c.shape[1] for c in extra)
     least = (4 if one else 8) + sum(c.shape[1] for c in extra)
     if budget < least:
         raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
     return (_search_1d if one else _search_nd)(energy, poses, x, budget - 1, extra, seed)
+
+def _within_bounds(poses, pose):
+    "Poses beyond the bounds at the bounds, others bit for bit as they are."
+    u = poses.to_unit(pose)
+    return torch.where((u < 0) | (u > 1), poses.from_unit(u), pose)
 
 def _search_1d(energy, poses, x, spend, extra, seed):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."

@@ -56,9 +56,9 @@ def plot_story(
     avae,  # `AffineVAEOutput` for them
 ):  # the figure
     "Observed images, both reconstructions with their losses, and the canonical pose."
-    nats = lambda elbo: [f"{-v:.0f}" for v in elbo]
+    nats = lambda loss: [f"{v:.0f}" for v in loss]
     return plot_rows({"observed": x, "VAE": vae.recon, "AVAE": avae.recon, "AVAE's pose": avae.canonical},
-                     {"VAE": nats(vae.elbo), "AVAE": nats(avae.elbo),
+                     {"VAE": nats(vae.loss), "AVAE": nats(avae.loss),
                       "AVAE's pose": [f"{a:.0f}°" for a in avae.pose[:, 0]]},
                      {"VAE": COLORS["vae"], "AVAE": COLORS["avae"]})
 
@@ -78,7 +78,7 @@ def plot_loss_over_angle(
         ends.append((mean[-1].item(), label, COLORS[key]))
     for y, label, color in ends: ax.text(186, y, label, color=color, va="center", fontsize=10)
     ax.margins(y=0.1)
-    ax.set(xlabel="angle of the image [degrees]", ylabel="loss, -elbo [nats per image]", xticks=range(-180, 181, 60),
+    ax.set(xlabel="angle of the image [degrees]", ylabel="loss [nats per image]", xticks=range(-180, 181, 60),
            xlim=(-180, 180), ylim=(0, None))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)
@@ -122,8 +122,8 @@ def plot_schematic(
 def _energy_panel(ax, angles, energy, out):
     "The energy over the angle, and where the search ended."
     ax.plot(angles, energy, color=COLORS["avae"], lw=1.5)
-    ax.plot(out.pose[0, 0], -out.elbo[0], "o", color=COLORS["vae"], ms=7)
-    ax.set(xlabel="angle [degrees]", ylabel="-elbo [nats]", xticks=range(-180, 181, 90), xlim=(-180, 180))
+    ax.plot(out.pose[0, 0], out.loss[0], "o", color=COLORS["vae"], ms=7)
+    ax.set(xlabel="angle [degrees]", ylabel="loss [nats]", xticks=range(-180, 181, 90), xlim=(-180, 180))
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/07_plots.ipynb #750cce3b
@@ -297,7 +297,7 @@ def turning_html(
     file = BytesIO()
     levels.save(file, "png", bits=4, optimize=True)
     number = lambda v: v.detach().cpu().round().int().view(n, -1).tolist()
-    texts = [number(angles.repeat(n)), number(-vae.elbo), number(-avae.elbo), number(avae.pose[:, 0])]
+    texts = [number(angles.repeat(n)), number(vae.loss), number(avae.loss), number(avae.pose[:, 0])]
     data = dict(angles=angles.tolist(), size=size, names=names, texts=texts,
                 units=["%°", "loss %", "loss %", "%° found"],
                 rows=["what comes in", "redrawn by the VAE", "redrawn by the AVAE", "as the AVAE turned it"],
