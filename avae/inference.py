@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.quasirandom import SobolEngine
 from .core import check_images, evaluating
-from .models import AffineVAE, PaperLoss
+from .models import AffineVAE, PaperLoss, StandardNormal
 
 # %% ../nbs/10_inference.ipynb #74536701
 class LogWeights(NamedTuple):
@@ -80,6 +80,9 @@ def iw_bound(
     seed: int = 0,  # same seed, same codes
     pose: Tensor | None = None,  # (N, D), of an `AffineVAE`; it searches if None
 ) -> Tensor:  # (N,) nats
-    "The importance-weighted bound on log p(x), given the pose (Burda et al., 2016); errors as `log_weights`."
+    """The importance-weighted bound on log p(x), given the pose (Burda et al., 2016); errors as `log_weights`, and
+    `ValueError` for another prior."""
+    if type(model.prior) is not StandardNormal:
+        raise ValueError(f"prior must be StandardNormal for this bound, got {type(model.prior).__name__}")
     w = log_weights(model, x, samples, seed, pose)
     return torch.logsumexp(w.likelihood + w.prior - w.posterior, 1) - math.log(samples)
