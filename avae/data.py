@@ -93,9 +93,9 @@ class ImageDir(Dataset):
         root: str | Path,  # the folder
         size: int = 64,  # side of the square canvas in pixels
         channels: int = 1,  # 1 = grey, 3 = colour
-        fill: float = 0.0,  # background beside an image that is not square
+        fill: float | None = None,  # background beside an image that is not square; the median of its border if None
     ):
-        root, fill = Path(root), float(fill)
+        root = Path(root)
         if not root.is_dir(): raise FileNotFoundError(f"no folder {root}")
         if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
         self.files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
@@ -112,7 +112,9 @@ class ImageDir(Dataset):
         h, w = x.shape[-2:]
         new = [max(1, round(v*self.size/max(h, w))) for v in (h, w)]
         x = F.interpolate(x, new, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
-        return pad_to(x, self.size, self.fill)[0], self.targets[i]
+        if self.fill is not None: return pad_to(x, self.size, self.fill)[0], self.targets[i]
+        channels = [pad_to(c, self.size, _border(c).item())[0] for c in x.split(1, 1)]
+        return torch.cat(channels), self.targets[i]
 
 def _read_image(path, channels, fill):
     "(1, C, H, W) in [0, 1]; also of 16 bits, as microscopes make them."
@@ -127,8 +129,15 @@ def _read_image(path, channels, fill):
     if x.max() > 1: raise ValueError(f"{path}: no image that can be read (its pixels have more than 16 bits)")
     x = torch.from_numpy(x)
     if x.dim() == 2: x = x[..., None].expand(-1, -1, channels)
-    else: x = torch.lerp(torch.tensor(fill), x[..., :-1], x[..., -1:])  # the background shows where it is transparent
+    else: x = _on_background(x[..., :-1], x[..., -1:], fill)
     return x.permute(2, 0, 1)[None]
+
+def _on_background(x, opacity, fill):
+    "The background shows where an image is transparent; if it is not given, it is the one that the ink stands out from."
+    if fill is None: fill = ((x*opacity).sum() < 0.5*opacity.sum()*x.shape[-1]) if (opacity < 1).any() else 0.0
+    return torch.lerp(torch.tensor(float(fill)), x, opacity)
+
+def _border(x): return torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1).median()
 
 # %% ../nbs/01_data.ipynb #e633a36f
 def _segment_distance(p, a, b):

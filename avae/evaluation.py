@@ -44,7 +44,7 @@ def score(
     affine = isinstance(model, AffineVAE)
     with evaluating(model):
         out = [model(b.to(device), budget) if affine else model(b.to(device)) for b in progress(x.split(256))]
-    return torch.cat([o.loss for o in out]).cpu(), model.likelihood.floor(x.to(device)).cpu()
+    return torch.cat([o.loss for o in out]).cpu(), (model if affine else model.likelihood).floor(x.to(device)).cpu()
 
 def summary(
     loss: Tensor,  # (N,)
@@ -76,7 +76,7 @@ def evaluate_rotation(
     if avae.poses.names != ("angle",):
         raise ValueError(f"avae must search the angle only, got {', '.join(avae.poses.names)}")
     if not len(x): raise ValueError("x must hold at least one image, got none")
-    views, pose = random_views(x, avae.poses, seed, avae.fill)
+    views, pose = random_views(x, avae.poses, seed, avae.background(x))
     identity, n = avae.poses.identity(len(x)).to(x), len(x)
     given = lambda im, p: torch.cat([avae(b, pose=q).loss for b, q in zip(im.split(avae.chunk), p.split(avae.chunk))])
     vae_upright, ms_upright = _timed(lambda: given(x, identity), n)
@@ -88,7 +88,7 @@ def evaluate_rotation(
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright), vae_rotated=(vae_rotated, views, 1, ms_vae),
                 avae_rotated=(found.loss, views, found.passes, ms_avae),
                 oracle_rotated=(torch.cat([s.energy for s in scans]), views, scans[0].passes + 1, ms_oracle))
-    return _report(rows, avae.likelihood.floor, true_pose=given(views, pose), error=error)
+    return _report(rows, avae.floor, true_pose=given(views, pose), error=error)
 
 # %% ../nbs/06_evaluation.ipynb #c51845cb
 def _report(rows, floor, true_pose, error):
@@ -124,9 +124,9 @@ def loss_over_angle(
     out = {"angle": angles, "n_images": len(x)} | {k: [] for k in columns}
     for a in progress(angles):
         pose = torch.full((len(x), 1), a).to(x)
-        views = warp(x, avae.poses.mat(pose), avae.fill, "bicubic")
+        views = warp(x, avae.poses.mat(pose), avae.background(x), "bicubic")
         losses = dict(vae=avae(views, pose=torch.zeros_like(pose)).loss, avae=avae(views, budget).loss,
-                      floor=avae.likelihood.floor(views))
+                      floor=avae.floor(views))
         for k, v in losses.items():
             out[k].append(_mean(v)); out[f"{k}_sem"].append((v.cpu().double().std(unbiased=False)/len(v)**0.5).item())
     return out

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .affine import IDENTITY, PoseSpace, warp
+from .affine import IDENTITY, PoseSpace, estimate_background, warp
 from .core import check_images
-from .data import _read_image, mnist_sample
+from .data import _border, _read_image, mnist_sample
 from .models import VAE, AffineVAE, load_pretrained
 from .optimizers import multistart, random_restarts, scan
 from .plots import COLORS
@@ -87,13 +87,13 @@ def look(
     space: str = "angle",  # one of `SPACES`
     search: str = "grid and parabolas",  # one of `SEARCHES`
     budget: int | None = None,  # passes; the search's own default if None
-    fill: float = 0.0,  # background
+    fill: float | None = None,  # background; estimated from the image if None
     step: float = 5,  # degrees between the angles of the energy
 ) -> Scene:
     "Move an image, explain it with a VAE and with an AVAE, and note what the search did; `ValueError` on bad names."
     poses, optimizer = _known("space", space, SPACES), _known("search", search, SEARCHES)
-    x = warp(image, BY_HAND.mat(_row(pose), image.shape[-2:]), fill, "bicubic")
     avae = AffineVAE(vae, poses, optimizer, budget or BUDGETS[search][len(poses) > 1], fill).eval()
+    x = warp(image, BY_HAND.mat(_row(pose), image.shape[-2:]), avae.background(image), "bicubic")
     start = time.perf_counter()
     found = avae.search(x)
     out = avae.explain(x, found.pose, found.passes + 1)
@@ -208,8 +208,7 @@ def read_image(
     try: x = _read_image(io.BytesIO(content), channels, fill)
     except ValueError: raise ValueError("this file is no image that can be read: use PNG, JPEG or TIFF") from None
     if x.max() - x.min() < 1e-3: x = _read_image(io.BytesIO(content), channels, 1 - fill)  # ink on nothing
-    border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1).median()
-    if (border - fill).abs() > 0.5: x = 1 - x
+    if (_border(x) - fill).abs() > 0.5: x = 1 - x
     h, w = x.shape[-2:]
     ratio = 0.7*min(size[0]/h, size[1]/w)
     new = [max(1, round(v*ratio)) for v in (h, w)]
@@ -266,12 +265,11 @@ def walk(
     background: Tensor,  # (C, n*H, n*W), its `atlas`
     at: tuple[float, float],  # standard deviations along the axes
     pose: dict[str, float],  # how the decoded image is moved; what is left out stays at the identity
-    fill: float = 0.0,
 ) -> Walk:
     "Decode a point of a plane, and the same in a pose."
     z = plane.centre + torch.tensor(at) @ plane.axes
     both = torch.cat([BY_HAND.identity(), _row(pose)])
-    canonical, posed = AffineVAE(vae, BY_HAND, fill=fill).eval().decode(z.expand(2, -1), both)
+    canonical, posed = AffineVAE(vae, BY_HAND).eval().decode(z.expand(2, -1), both)
     return Walk(background, at, canonical, posed)
 
 # %% ../nbs/08_explore.ipynb #8a83dd88
@@ -345,7 +343,7 @@ class PosePage:
         self,
         vae,  # a `VAE`, in eval mode
         images: Tensor,  # (N, C, H, W) to choose from
-        fill: float = 0.0,  # background
+        fill: float | None = None,  # background; estimated from each image if None
     ):
         import ipywidgets as w
         self.vae, self.images, self.image, self.fill, self.fig, self.quiet = vae, images, images[:1], fill, None, False
@@ -396,6 +394,8 @@ class PosePage:
         self.say("")
         self.draw()
 
+    def _usual_background(self): return estimate_background(self.images).median().item() if self.fill is None else self.fill
+
     def draw(self, _=None):
         "Draw the scene anew."
         if self.quiet: return
@@ -423,7 +423,7 @@ class PosePage:
 
     def load(self, content: bytes):
         "Take the image in a file, given its bytes, or say that it holds none."
-        try: self.image = read_image(content, self.images.shape[2:], self.images.shape[1], self.fill)
+        try: self.image = read_image(content, self.images.shape[2:], self.images.shape[1], self._usual_background())
         except ValueError as e: return self.say(str(e))
         self.update()
 
@@ -447,10 +447,9 @@ class LatentPage:
         vae,  # a `VAE`, in eval mode
         images: Tensor,  # (N, C, H, W), upright
         labels: Tensor | None = None,  # (N,) their classes
-        fill: float = 0.0,  # background
     ):
         import ipywidgets as w
-        self.vae, self.images, self.labels, self.fill, self.fig = vae, images, labels, fill, None
+        self.vae, self.images, self.labels, self.fig = vae, images, labels, None
         classes = [] if labels is None else [c for c in labels.unique().tolist() if (labels == c).sum() > 2]
         kinds = {"all": None} | {str(c): c for c in classes}
         first = [*kinds.values()][len(kinds) > 1]
@@ -473,7 +472,7 @@ class LatentPage:
     def draw(self, _=None):
         "Decode and draw what the sliders say."
         at, pose = tuple(s.value for s in self.at), {k: s.value for k, s in self.sliders.items()}
-        self.fig = render_walk(walk(self.vae, self.plane, self.atlas, at, pose, self.fill), self.fig)
+        self.fig = render_walk(walk(self.vae, self.plane, self.atlas, at, pose), self.fig)
         words = f"Decoded {at[0]:.1f} and {at[1]:.1f} standard deviations from the mean code; pose: {describe(pose)}."
         self.picture.tooltip = words
         self.picture.value, self.words.value = to_png(self.fig), _paragraphs([words])
@@ -487,7 +486,7 @@ class Explorer:
         vae: VAE | None = None,  # the one that comes with the package if None
         images: Tensor | None = None,  # (N, C, H, W) in [0, 1] to choose from; the test digits of the sample if None
         labels: Tensor | None = None,  # (N,) what they show
-        fill: float = 0.0,  # background
+        fill: float | None = None,  # background; estimated from each image if None
     ):
         import ipywidgets as w
         vae = copy.deepcopy(vae or load_pretrained("mnist-l8")).cpu().float().eval()
@@ -498,7 +497,7 @@ class Explorer:
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"labels must be as many as images, {len(images)}, got {len(labels)}")
         labels = labels if labels is None else labels.long().cpu()
-        self.pose, self.latent = PosePage(vae, images, fill), LatentPage(vae, images, labels, fill)
+        self.pose, self.latent = PosePage(vae, images, fill), LatentPage(vae, images, labels)
         self.widget = w.Tab([self.pose.widget, self.latent.widget], titles=["Pose", "Code"])
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)

@@ -8,7 +8,7 @@ __all__ = ['ARCHS', 'PARTS', 'Bernoulli', 'Gaussian', 'StandardNormal', 'PaperPr
            'load_pretrained', 'AffineVAEOutput', 'AffineVAE']
 
 # %% ../nbs/03_models.ipynb #2e05a158
-import json, math
+import inspect, json, math
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from .affine import PoseSpace, resample
+from .affine import PoseSpace, disc, estimate_background, resample
 from .core import atomic_write, check_images, evaluating
 
 # %% ../nbs/03_models.ipynb #ad6b9d0f
@@ -30,14 +30,19 @@ class Bernoulli:
         self,
         x: Tensor,  # (N, C, H, W) in [0, 1]
         xhat: Tensor,  # (N, C, H, W) in [0, 1]
+        mask: Tensor | None = None,  # (H, W) in [0, 1], how much each pixel counts; all of them if None
     ) -> Tensor:  # (N,) nats
         "Cross-entropy of `x` under `xhat`, summed over pixels."
         p = xhat*(1 - 2*self.eps) + self.eps
-        return -torch.lerp((1 - p).log(), p.log(), x).flatten(1).sum(1)
+        return _total(-torch.lerp((1 - p).log(), p.log(), x), mask)
 
-    def floor(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N,) nats
+    def floor(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (N, C, H, W), (H, W) -> (N,) nats
         "The entropy of the pixels of `x`: what the best `xhat`, `x` itself, would cost."
-        return F.binary_cross_entropy(x, x, reduction="none").flatten(1).sum(1)
+        return _total(F.binary_cross_entropy(x, x, reduction="none"), mask)
+
+def _total(v, mask):
+    "The sum over the pixels that count."
+    return (v if mask is None else v*mask).flatten(1).sum(1)
 
 # %% ../nbs/03_models.ipynb #d554e765
 class Gaussian(nn.Module):
@@ -52,13 +57,13 @@ class Gaussian(nn.Module):
         if not sigma > 0: raise ValueError(f"sigma must be positive, got {sigma}")
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=learned)
 
-    def nll(self, x: Tensor, xhat: Tensor) -> Tensor:  # two (N, C, H, W) -> (N,) nats
+    def nll(self, x: Tensor, xhat: Tensor, mask: Tensor | None = None) -> Tensor:  # two (N, C, H, W), (H, W) -> (N,) nats
         "Negative log-density of `x`, summed over pixels."
-        return (0.5*((x - xhat)/self.log_sigma.exp())**2).flatten(1).sum(1) + self.floor(x)
+        return _total(0.5*((x - xhat)/self.log_sigma.exp())**2, mask) + self.floor(x, mask)
 
-    def floor(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N,) nats
+    def floor(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (N, C, H, W), (H, W) -> (N,) nats
         "The density at its peak; negative for a small sigma, as densities may be."
-        return (self.log_sigma + 0.5*math.log(2*math.pi))*x[0].numel() + x.new_zeros(len(x))
+        return _total((self.log_sigma + 0.5*math.log(2*math.pi)).expand_as(x), mask)
 
 # %% ../nbs/03_models.ipynb #3ed62c64
 class StandardNormal:
@@ -89,13 +94,13 @@ class PaperLoss:
     mean, std = 0.1307, 0.3081
     prior = PaperPrior()  # comes with this loss unless another one is given to the model
 
-    def nll(self, x: Tensor, xhat: Tensor) -> Tensor:  # two (N, C, H, W) in [0, 1] -> (N,), not in nats
+    def nll(self, x: Tensor, xhat: Tensor, mask: Tensor | None = None) -> Tensor:  # as above -> (N,), not in nats
         "Squared distance of `xhat` from the normalised image."
-        return ((xhat - (x - self.mean)/self.std)**2).flatten(1).sum(1)
+        return _total((xhat - (x - self.mean)/self.std)**2, mask)
 
-    def floor(self, x: Tensor) -> Tensor:  # (N, C, H, W) in [0, 1] -> (N,)
+    def floor(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (N, C, H, W), (H, W) -> (N,)
         "The distance that is left when `xhat` is the nearest point of [0, 1]."
-        return self.nll(x, ((x - self.mean)/self.std).clamp(0, 1))
+        return self.nll(x, ((x - self.mean)/self.std).clamp(0, 1), mask)
 
 # %% ../nbs/03_models.ipynb #5360044f
 def paper_nets(
@@ -328,11 +333,12 @@ class AffineVAE(nn.Module):
         poses: PoseSpace,  # the poses to expect
         optimizer: Callable | None = None,  # `(energy, poses, x, budget=) -> SearchResult`; `multistart` if None
         budget: int | None = None,  # passes per image; the optimizer's own default if None
-        fill: float = 0.0,  # background of the images
+        fill: float | Tensor | None = None,  # background of the images, a number or (C,); estimated from each if None
         likelihood=None,  # the VAE's own, or `Bernoulli()`, if None
         prior=None,  # on codes; the VAE's own, or `StandardNormal()`, if None
         pose_prior: Callable[[Tensor], Tensor] | None = None,  # log-density of poses (..., D) -> (...); uniform if None
         chunk: int = 256,  # passes made at a time, which bounds the memory
+        mask: str | Tensor | None = "auto",  # what is looked at: "disc", "full", (H, W) in [0, 1], or None, see above
     ):
         super().__init__()
         if not (callable(getattr(vae, "encode", None)) and callable(getattr(vae, "decode", None))):
@@ -342,10 +348,11 @@ class AffineVAE(nn.Module):
         own = lambda name, method: v if hasattr(v := getattr(vae, name, None), method) else None
         self.likelihood = likelihood or own("likelihood", "nll") or Bernoulli()
         self.prior = prior or own("prior", "kl") or getattr(self.likelihood, "prior", StandardNormal())
-        if not ((torch.as_tensor(fill) >= 0) & (torch.as_tensor(fill) <= 1)).all():
+        if fill is not None and not ((torch.as_tensor(fill) >= 0) & (torch.as_tensor(fill) <= 1)).all():
             raise ValueError(f"fill must lie in [0, 1], got {fill}")
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
+        self.mask = self._choose_mask(mask)
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
 
     def explain(
@@ -354,20 +361,63 @@ class AffineVAE(nn.Module):
         pose: Tensor,  # (N, D)
         passes: int = 1,  # what to write into the result
         noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
+        fill: Tensor | None = None,  # (N, C), their `background`, if it is known already
     ) -> AffineVAEOutput:
         """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
         and the last warp is bilinear, whose gradient costs half as much."""
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
+        if fill is None: fill = self.background(x)
         with exact:
-            mat = self.poses.mat(pose, x.shape[-2:])
-            canonical = resample(x, mat, self.fill, "bicubic")
-        mu, logvar = self.vae.encode(canonical)
+            mat, mask = self.poses.mat(pose, x.shape[-2:]), self.window(x)
+            canonical = resample(x, mat, fill, "bicubic")
+            seen = canonical if mask is None else torch.lerp(fill[..., None, None].expand_as(x), canonical, mask)
+        mu, logvar = self.vae.encode(seen)
         code = reparameterize(mu, logvar, self.training, noise)
-        recon, mode = self.vae.decode(code), "bilinear" if self.training else "soft"
+        recon = self.vae.decode(code)
         with exact:
-            recon = resample(recon.to(x.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, mode)
-            nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
+            recon = self._place(recon.to(x.dtype), mat, "bilinear" if self.training else "soft")
+            nll, kl = self.likelihood.nll(x, recon, *() if mask is None else (mask,)), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
+
+    def _place(self, recon, mat, mode):
+        "Put what was decoded into the observed frame; beyond what is looked at, it says what its border says."
+        back, radius = torch.linalg.inv_ex(mat).inverse, min(recon.shape[-2:])/2
+        if self.mask is None: return resample(recon, back, 0.0 if self.fill is None else self.fill, mode)
+        return resample(recon, back, None, mode, (radius - 1)/radius if self._is("disc") else None)
+
+    def _choose_mask(self, mask):
+        "The mask that a person wants, if it is one."
+        if isinstance(self.likelihood, PaperLoss) and isinstance(mask, str) and mask == "auto": return None
+        if isinstance(mask, Tensor):
+            if mask.dim() != 2 or not mask.is_floating_point() or not ((mask >= 0) & (mask <= 1)).all():
+                raise ValueError(f"mask must be a float tensor (H, W) in [0, 1], got {_told(mask)}")
+            if not (mask > 0.5).any(): raise ValueError("mask must let something be seen, but no pixel is above 0.5")
+        elif mask not in ("auto", "disc", "full", None):
+            raise ValueError(f'mask must be "auto", "disc", "full", a tensor (H, W) or None, got {mask!r}')
+        if mask is not None and len(inspect.signature(self.likelihood.nll).parameters) < 3:
+            name = type(self.likelihood).__name__
+            raise TypeError(f"{name}.nll must take (x, xhat, mask) to look at a part of an image: add it, or give mask=None")
+        return mask if mask != "auto" else "disc" if "angle" in self.poses.names else "full"
+
+    def _is(self, mask): return isinstance(self.mask, str) and self.mask == mask
+
+    def window(self, x: Tensor) -> Tensor | None:  # (N, C, H, W) -> (H, W) in [0, 1]
+        "How much each pixel of such images counts; None with `mask=None`. `ValueError` if the mask has another size."
+        if self.mask is None: return None
+        if self._is("disc"): return disc(tuple(x.shape[-2:])).to(x)
+        if self._is("full"): return x.new_ones(x.shape[-2:])
+        if self.mask.shape != x.shape[-2:]:
+            raise ValueError(f"mask must have the size of the images {tuple(x.shape[-2:])}, got {tuple(self.mask.shape)}")
+        return self.mask.to(x)
+
+    def background(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C)
+        "The background of each image: `fill`, or, if there is none, what is seen along the edge of the mask."
+        if self.fill is None and self.mask is not None: return estimate_background(x, self.window(x))
+        return torch.as_tensor(0.0 if self.fill is None else self.fill, dtype=x.dtype, device=x.device).expand(x.shape[:2])
+
+    def floor(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N,) nats
+        "What the best reconstruction would cost, on the pixels that count."
+        return self.likelihood.floor(x, *() if self.mask is None else (self.window(x),))
 
     def decode(
         self,
@@ -378,20 +428,21 @@ class AffineVAE(nn.Module):
         recon = self.vae.decode(z)
         with torch.autocast(z.device.type, enabled=False):
             mat = self.poses.mat(self._check_pose(pose, len(z)), recon.shape[-2:])
-            return resample(recon.to(mat.dtype), torch.linalg.inv_ex(mat).inverse, self.fill, "soft")
+            return self._place(recon.to(mat.dtype), mat, "soft")
 
     def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
         "What a search makes small: `loss - log prior` of each image under each of S poses; differentiable in `pose`."
         rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(pose.shape[1]), pose.flatten(0, 1)
-        loss = lambda i, p: self._loss(x[i], p)
+        fill = self.background(x)
+        loss = lambda i, p: self._loss(x[i], p, fill[i])
         e = _InChunks.apply(flat, rows, loss, self.chunk).view(pose.shape[:2])
         return e - self.pose_prior(pose) if self.pose_prior else e
 
-    def _loss(self, x, pose, least=16):
+    def _loss(self, x, pose, fill, least=16):
         "The loss, of 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
         n = len(x)
-        if 0 < n < least: x, pose = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose))
-        return self.explain(x, pose).loss[:n]
+        if 0 < n < least: x, pose, fill = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose, fill))
+        return self.explain(x, pose, fill=fill).loss[:n]
 
     def search(self, x: Tensor, budget: int | None = None):  # (N, C, H, W), passes per image -> `SearchResult`
         "Find the pose of each image, in eval mode; nothing is learned."
@@ -441,3 +492,5 @@ class AffineVAE(nn.Module):
         else: pose, passes = self._check_pose(pose, len(x)).to(x), 1
         outs = [self.explain(b, p, passes) for b, p in zip(x.split(self.chunk), pose.split(self.chunk))]
         return AffineVAEOutput(*(v[0] if isinstance(v[0], int) else torch.cat(v) for v in zip(*outs)))
+
+def _told(v): return f"{v.dtype} {tuple(v.shape)}, {v.min():.3g} to {v.max():.3g}" if v.numel() else f"{v.dtype} {tuple(v.shape)}"

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from .affine import MODES, PoseSpace, warp
+from .affine import MODES, PoseSpace, border, estimate_background, warp
 from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
 from .models import VAE, AffineVAE, save_vae
@@ -206,6 +206,8 @@ def _load_checkpoint(run):
 def _write_lines(path, rows):
     with atomic_write(path) as tmp: tmp.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
 
+def _word(mask): return f"given {tuple(mask.shape)}" if isinstance(mask, Tensor) else str(mask)
+
 def _settings(options, model, data, valid, extra):
     "What a run was made with; the part `train` must be the same when it is resumed."
     from importlib.metadata import version
@@ -213,7 +215,7 @@ def _settings(options, model, data, valid, extra):
     vae = getattr(model, "vae", model)
     what = {k: getattr(vae, k) for k in ("latent", "size", "channels", "arch") if hasattr(vae, k)}
     what |= {"likelihood": type(model.likelihood).__name__, "poses": repr(getattr(model, "poses", None)),
-             "fill": str(getattr(model, "fill", None))}
+             "fill": str(getattr(model, "fill", None)), "mask": _word(getattr(model, "mask", None))}
     versions = {"avae": __version__, "python": platform.python_version()}
     versions |= {k: version(k) for k in ("torch", "accelerate")}
     run = options | {"images": len(data), "valid_images": len(valid) if valid else 0, "model": what}
@@ -288,13 +290,14 @@ class _Trainer:
         vae = model.vae if self.affine else model
         expect = (vae.channels, vae.size) if isinstance(vae, VAE) else (None, None)
         self.data, self.valid = _Indexed(data, *expect), None if valid is None else _Indexed(valid, *expect)
-        self.labels, self.fill = _labels(data), model.fill if self.affine else o.fill
+        self.labels = _labels(data)
         if not len(self.data): raise ValueError("data must hold at least one image, got none")
         self.steps = -(-len(self.data)//o.batch_size)
         if len(self.data)//self.steps < acc.num_processes:
             raise ValueError(f"batch_size and data must give each of the {acc.num_processes} processes an image a step")
-        one = self.data.__getitems__([0])[1].to(acc.device)
-        self.size = tuple(one.shape[2:])
+        some = self.data.__getitems__(list(range(0, len(self.data), -(-len(self.data)//64))))[1].to(acc.device)
+        self.size, one = tuple(some.shape[2:]), some[:1]
+        if acc.is_main_process: _check_background(model, some, o.fill)
         self.memory, self.valid_memory = (
             PoseMemory(len(d), model.poses, self.size) if self.affine and d else None for d in (self.data, self.valid))
         model.to(acc.device)
@@ -309,6 +312,25 @@ class _Trainer:
         exact = torch.float32 if acc.device.type == "mps" else torch.float64  # for sums over a billion images, too
         n = 5 + 2*len(model.poses if self.affine else ())  # loss, passes, tally
         self.sums = torch.zeros(n, dtype=exact, device=acc.device)
+
+def _fill(model, x, fill=None):
+    "The background of images (N, C): what the model says, a given one, or an estimate."
+    if isinstance(model, AffineVAE): return model.background(x)
+    return estimate_background(x) if fill is None else torch.full(x.shape[:2], float(fill), device=x.device)
+
+def _check_background(model, x, fill):
+    "One sentence, if a background that was given is another one than that of most images, or if it is hard to tell."
+    given = model.fill if isinstance(model, AffineVAE) else fill
+    mask = model.window(x) if isinstance(model, AffineVAE) else None
+    seen, said = estimate_background(x, mask), _fill(model, x, fill)
+    if given is not None and ((seen - said).abs().amax(1) > 0.25).float().mean() > 0.5:
+        warnings.warn(f"fill says that the background is {said.mean():.2f}, but most images have {seen.mean():.2f} along "
+                      f"their border: fill=None estimates it")
+    where = border(torch.ones(x.shape[2:]) if mask is None else mask.cpu()).to(x.device)
+    lo, hi = (x[..., where].quantile(q, -1) for q in (0.25, 0.75))
+    if given is None and ((hi - lo).amax(1) > 0.4).float().mean() > 0.5:
+        warnings.warn(f"the background is hard to tell, most images have two colours or more along their border: taken "
+                      f"as {seen.mean():.2f} on average, or give fill")
 
 # %% ../nbs/05_training.ipynb #2b1e7c27
 def _loader(t, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
@@ -335,7 +357,7 @@ def _view(t, x, u):
     "Images in the poses `u` of the unit cube, and the motions that were applied."
     if t.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
     mat = t.augment.mat(t.augment.from_unit(u), t.size)
-    return warp(x, mat, t.fill, t.o.interpolation), mat
+    return warp(x, mat, _fill(t.model, x, t.o.fill), t.o.interpolation), mat
 
 def _hints(poses, pose):
     "The carried poses (N, D), and, where a parameter is periodic, those half a turn away: (N, K, D)."
@@ -352,20 +374,24 @@ def _find(t, memory, idx, x, applied, step):
     if not (t.epoch or step): pose = t.model.poses.identity(len(x)).to(pose)  # the very first images, as they come
     unknown = pose.isnan().any(1)
     due = unknown | ((step + t.epoch) % every == every - 1)
-    if due.any():
-        hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)[due]
-        def energy(x, pose):
-            with t.acc.autocast(): return t.model.energy(x, pose)
-        with evaluating(t.model), torch.no_grad():
-            budget = max(o.search_budget, 26*warm)*(2 if unknown.any() or not t.epoch else 1)
-            found = multistart(energy, t.model.poses, x[due], budget, _hints(t.model.poses, hint))
+    pose = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)
+    for rows, budget in ((unknown, None), (due & ~unknown, max(o.search_budget, 26*warm))):
+        if not rows.any(): continue
+        found = _search(t, x[rows], pose[rows], budget)
         if memory is t.memory:
             t.sums[1] += found.passes*len(found.pose)
-            t.sums[2:] += _tally(memory.poses, pose[due], found.pose).to(t.sums)
-        pose[due] = found.pose.to(pose)
+            t.sums[2:] += _tally(memory.poses, torch.where(unknown[:, None], math.nan, pose)[rows], found.pose).to(t.sums)
+        pose[rows] = found.pose.to(pose)
     new |= due  # what was only carried may have been clipped to the bounds, so it is not stored
     memory.store(idx[new.cpu()], pose[new], applied[new])
     return pose
+
+@torch.no_grad()
+def _search(t, x, hint, budget):
+    "Search for the poses of images, beginning at those that are known."
+    def energy(x, pose):
+        with t.acc.autocast(): return t.model.energy(x, pose)
+    with evaluating(t.model): return multistart(energy, t.model.poses, x, budget, _hints(t.model.poses, hint))
 
 # %% ../nbs/05_training.ipynb #2800f7d0
 def _one_step(t, n, idx, x):
@@ -518,11 +544,11 @@ def train(
     clip: float | None = None,  # largest norm of the gradient
     patience: int | None = None,  # stop after so many epochs without a better validation loss
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
-    search_budget: int = 12,  # passes of a pose search, see `multistart`
+    search_budget: int | None = None,  # passes of a search from a carried pose; 12 for one parameter, 40 for more, if None
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
     search_warmup: int = 200,  # at so many first steps, poses are always searched, with 26 passes at least
     grow: int = 40,  # an `AffineVAE` learns four images first, twice as many after so many steps; 0 = all at once
-    fill: float = 0.0,  # background of augmented images; an `AffineVAE` knows its own
+    fill: float | None = None,  # background of augmented images, estimated if None; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
     compile: bool = False,  # compile the model? pays only for long runs
@@ -537,6 +563,7 @@ def train(
     global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
+    if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    patience=patience, seed=seed, search_budget=search_budget, search_every=search_every,
                    search_warmup=search_warmup, grow=grow, fill=fill, interpolation=interpolation,
