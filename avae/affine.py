@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'NAMES', 'IDENTITY', 'resample', 'invert', 'warp', 'disc', 'border', 'estimate_background', 'PoseSpace',
-           'random_views']
+           'random_views', 'register']
 
 # %% ../nbs/02_affine.ipynb #59f0a805
 import math
@@ -255,3 +255,44 @@ def random_views(
     x = check_images(x)
     pose = poses.sample(len(x), seed).to(x)
     return warp(x, poses.mat(pose, x.shape[-2:]), fill, mode), pose
+
+# %% ../nbs/02_affine.ipynb #ba5cc757
+@torch.no_grad()
+def register(
+    y: Tensor,  # (N, C, H, W), images in the canonical frame
+    x: Tensor,  # (N, C, H, W), what they should look like
+    poses: PoseSpace,
+    pose: Tensor,  # (N, D), where to begin
+    mask: Tensor | None = None,  # (H, W) in [0, 1], how much each pixel of `x` counts
+    fill: float | None = None,  # beyond the canvas of `y`, as for `resample`
+    reach: float | None = None,  # as for `resample`
+    coarse: int = 2,  # side of the squares of pixels that are averaged first
+    steps: int = 4,
+    radius: float = 0.12,  # longest step, in the unit cube
+) -> Tensor:  # (N, D), within the bounds
+    "The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference."
+    if not len(x): return pose
+    size, d, h = tuple(x.shape[-2:]), len(poses), 0.004  # of the unit cube, for differences
+    mask = x.new_ones(size) if mask is None else mask
+    if min(size) >= 8*coarse: x, y, mask = (F.avg_pool2d(v, coarse, ceil_mode=True) for v in (x, y, mask[None]))
+    weight, periodic = mask.reshape(-1).repeat(x.shape[1]), torch.tensor(poses.periodic, device=x.device)
+    def put(y, u):
+        back = torch.linalg.inv_ex(poses.mat(poses.from_unit(u), size)).inverse
+        return resample(y, back, fill, "bilinear", reach).flatten(1)
+    cost = lambda v: ((x.flatten(1) - v)**2*weight).sum(1)
+    u = poses.to_unit(pose)
+    now, damping = put(y, u), x.new_full((len(x), 1), 0.1)
+    for _ in range(steps):
+        near = (u[:, None] + h*torch.eye(d).to(u)).flatten(0, 1)
+        J = (put(y.repeat_interleave(d, 0), near).view(len(x), d, -1) - now[:, None])/h
+        A, g = (J*weight) @ J.mT, (J*weight) @ (x.flatten(1) - now)[..., None]
+        scale = A.diagonal(dim1=1, dim2=2)
+        A = A + torch.diag_embed(scale*damping + 1e-3*scale.mean(1, keepdim=True) + 1e-6)
+        step = torch.linalg.solve_ex(A, g).result[..., 0]
+        step = step*(radius/step.norm(dim=1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
+        new = torch.where(periodic, u + step, (u + step).clamp(0, 1))
+        then = put(y, new)
+        better = (cost(then) < cost(now))[:, None]
+        damping = torch.where(better, 0.3*damping, 5*damping)
+        u, now = torch.where(better, new, u), torch.where(better, then, now)
+    return poses.from_unit(u)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ARCHS', 'PARTS', 'Bernoulli', 'Gaussian', 'StandardNormal', 'PaperPrior', 'PaperLoss', 'paper_nets', 'CropTo',
            'lean_nets', 'VAEOutput', 'reparameterize', 'VAE', 'save_vae', 'load_vae', 'pretrained_names',
-           'load_pretrained', 'AffineVAEOutput', 'AffineVAE']
+           'load_pretrained', 'AffineVAEOutput', 'AffineVAE', 'PoseEnergy']
 
 # %% ../nbs/03_models.ipynb #2e05a158
 import inspect, json, math
+from contextlib import nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from .affine import PoseSpace, disc, estimate_background, resample
+from .affine import PoseSpace, disc, estimate_background, register, resample
 from .core import atomic_write, check_images, evaluating
 
 # %% ../nbs/03_models.ipynb #ad6b9d0f
@@ -361,29 +362,36 @@ class AffineVAE(nn.Module):
         pose: Tensor,  # (N, D)
         passes: int = 1,  # what to write into the result
         noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
-        fill: Tensor | None = None,  # (N, C), their `background`, if it is known already
     ) -> AffineVAEOutput:
         """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
         and the last warp is bilinear, whose gradient costs half as much."""
+        return self._explain(x, pose, passes, noise, self.background(x))[0]
+
+    def _explain(self, x, pose, passes, noise, fill):
+        "What `explain` gives, and the image that was decoded, in the canonical frame."
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
-        if fill is None: fill = self.background(x)
         with exact:
             mat, mask = self.poses.mat(pose, x.shape[-2:]), self.window(x)
             canonical = resample(x, mat, fill, "bicubic")
             seen = canonical if mask is None else torch.lerp(fill[..., None, None].expand_as(x), canonical, mask)
         mu, logvar = self.vae.encode(seen)
         code = reparameterize(mu, logvar, self.training, noise)
-        recon = self.vae.decode(code)
+        decoded = self.vae.decode(code)
         with exact:
-            recon = self._place(recon.to(x.dtype), mat, "bilinear" if self.training else "soft")
+            decoded = decoded.to(x.dtype)
+            recon = self._place(decoded, mat, "bilinear" if self.training else "soft")
             nll, kl = self.likelihood.nll(x, recon, *() if mask is None else (mask,)), self.prior.kl(mu, logvar)
-        return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes)
+        return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes), decoded
 
     def _place(self, recon, mat, mode):
         "Put what was decoded into the observed frame; beyond what is looked at, it says what its border says."
-        back, radius = torch.linalg.inv_ex(mat).inverse, min(recon.shape[-2:])/2
-        if self.mask is None: return resample(recon, back, 0.0 if self.fill is None else self.fill, mode)
-        return resample(recon, back, None, mode, (radius - 1)/radius if self._is("disc") else None)
+        return resample(recon, torch.linalg.inv_ex(mat).inverse, mode=mode, **self._beyond(recon))
+
+    def _beyond(self, x):
+        "What lies beyond the part of a reconstruction that is looked at, for `resample`."
+        if self.mask is None: return dict(fill=0.0 if self.fill is None else self.fill)
+        radius = min(x.shape[-2:])/2
+        return dict(fill=None, reach=(radius - 1)/radius if self._is("disc") else None)
 
     def _choose_mask(self, mask):
         "The mask that a person wants, if it is one."
@@ -430,19 +438,10 @@ class AffineVAE(nn.Module):
             mat = self.poses.mat(self._check_pose(pose, len(z)), recon.shape[-2:])
             return self._place(recon.to(mat.dtype), mat, "soft")
 
-    def energy(self, x: Tensor, pose: Tensor) -> Tensor:  # (N, C, H, W), (N, S, D) -> (N, S) nats
-        "What a search makes small: `loss - log prior` of each image under each of S poses; differentiable in `pose`."
-        rows, flat = torch.arange(len(x), device=x.device).repeat_interleave(pose.shape[1]), pose.flatten(0, 1)
-        fill = self.background(x)
-        loss = lambda i, p: self._loss(x[i], p, fill[i])
-        e = _InChunks.apply(flat, rows, loss, self.chunk).view(pose.shape[:2])
-        return e - self.pose_prior(pose) if self.pose_prior else e
-
-    def _loss(self, x, pose, fill, least=16):
-        "The loss, of 16 images at least: smaller batches are rounded in other ways, and a search may amplify that."
-        n = len(x)
-        if 0 < n < least: x, pose, fill = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose, fill))
-        return self.explain(x, pose, fill=fill).loss[:n]
+    @property
+    def energy(self):  # x (N, C, H, W), pose (N, S, D) -> (N, S) nats
+        "What a search makes small, a `PoseEnergy`."
+        return PoseEnergy(self)
 
     def search(self, x: Tensor, budget: int | None = None):  # (N, C, H, W), passes per image -> `SearchResult`
         "Find the pose of each image, in eval mode; nothing is learned."
@@ -494,3 +493,51 @@ class AffineVAE(nn.Module):
         return AffineVAEOutput(*(v[0] if isinstance(v[0], int) else torch.cat(v) for v in zip(*outs)))
 
 def _told(v): return f"{v.dtype} {tuple(v.shape)}, {v.min():.3g} to {v.max():.3g}" if v.numel() else f"{v.dtype} {tuple(v.shape)}"
+
+# %% ../nbs/03_models.ipynb #c50f8473
+class PoseEnergy:
+    "`loss - log prior` of images under poses: a function for searches, and a way to go down with one pass."
+
+    def __init__(
+        self,
+        model: AffineVAE,
+        context: Callable = nullcontext,  # entered around each call, for example `torch.autocast`
+    ): self.model, self.context = model, context
+
+    def __call__(
+        self,
+        x: Tensor,  # (N, C, H, W)
+        pose: Tensor,  # (N, S, D)
+    ) -> Tensor:  # (N, S) nats
+        "The energy of each image under each of S poses; differentiable in `pose`."
+        m, rows, fill = self.model, _rows(pose), self.model.background(x)
+        loss = lambda i, p: self._loss(x[i], p, fill[i])[0]
+        with self.context(): e = _InChunks.apply(pose.flatten(0, 1), rows, loss, m.chunk).view(pose.shape[:2])
+        return e - m.pose_prior(pose) if m.pose_prior else e
+
+    @torch.no_grad()
+    def align(
+        self,
+        x: Tensor,  # (N, C, H, W)
+        pose: Tensor,  # (N, S, D)
+        coarse: int = 2,  # as for `register`
+        steps: int = 4,
+    ) -> tuple[Tensor, Tensor]:  # energies (N, S) of these poses, and better ones (N, S, D) to try next
+        "The energy, and the pose under which what was decoded is most like the image: one pass, and some warps."
+        m, fill, values, better = self.model, self.model.background(x), [], []
+        mask, beyond = m.window(x), m._beyond(x)
+        for i, p in zip(_rows(pose).split(m.chunk), pose.flatten(0, 1).split(m.chunk)):
+            with self.context(): loss, decoded = self._loss(x[i], p, fill[i])
+            values.append(loss)
+            better.append(register(decoded, x[i], m.poses, p, mask, **beyond, coarse=coarse, steps=steps))
+        e = torch.cat(values).view(pose.shape[:2]) if values else pose.new_zeros(pose.shape[:2])
+        return e - m.pose_prior(pose) if m.pose_prior else e, torch.cat(better).view_as(pose) if better else pose
+
+    def _loss(self, x, pose, fill, least=16):
+        "Loss and decoded image, of 16 at least: smaller batches are rounded in other ways, and a search may amplify that."
+        n = len(x)
+        if 0 < n < least: x, pose, fill = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose, fill))
+        out, decoded = self.model._explain(x, pose, 1, None, fill)
+        return out.loss[:n], decoded[:n]
+
+def _rows(pose): return torch.arange(len(pose), device=pose.device).repeat_interleave(pose.shape[1])

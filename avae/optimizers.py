@@ -177,7 +177,7 @@ def multistart(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats; differentiable if there is more than one parameter
     poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
-    budget: int | None = None,  # passes per image; 26 in one dimension, 250 in more, if None
+    budget: int | None = None,  # passes per image; 26 in one dimension, 120 in more, if None
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
@@ -185,7 +185,7 @@ def multistart(
     `ValueError` if the budget is too small."""
     one = len(poses) == 1
     extra = [] if candidates is None else [_within_bounds(poses, candidates.to(x))]
-    if budget is None: budget = (26 if one else 250) + sum(c.shape[1] for c in extra)
+    if budget is None: budget = (26 if one else 120) + sum(c.shape[1] for c in extra)
     least = (4 if one else 8) + sum(c.shape[1] for c in extra)
     if budget < least:
         raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
@@ -198,28 +198,44 @@ def _within_bounds(poses, pose):
 
 def _search_1d(energy, poses, x, spend, extra, seed):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
-    periodic, known = poses.periodic[0], sum(c.shape[1] for c in extra)
+    periodic, known, unit = poses.periodic[0], sum(c.shape[1] for c in extra), poses.to_unit(poses.identity())
+    skip = int(not periodic and not 0 <= unit <= 1)  # an identity beyond the bounds is no neighbour of any pose
     start = _grid(poses, max(3, round(0.5*(spend - known))))
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), *extra], 1)
     energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
-        k = min(max(1, round(0.4*left)), tried.shape[1])
-        new = poses.from_unit(parabola_step(poses.to_unit(tried)[..., 0], energies, k, periodic)[..., None])
+        k = min(max(1, round(0.4*left)), tried.shape[1] - skip)
+        new = poses.from_unit(parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None])
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
 
 def _search_nd(energy, poses, x, spend, extra, seed, steps=20):
-    "Spend at most so many passes on the identity, on Sobol points, and on descents from the best few."
+    "Spend at most so many passes on the identity, on Sobol points, and on the ways down from the best."
     left = spend - 1 - sum(c.shape[1] for c in extra)  # beside the identity and the candidates
-    down = 0.7*left/3  # gradients
-    starts = max(1, round(down/steps))
-    steps = max(1, min(steps, int(down/starts)))
-    around = max(0, left - 3*starts*steps)
+    around = round((0.4 if hasattr(energy, "align") else 0.3)*left)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), *extra], 1)
-    energies = energy(x, tried)
-    best = energies.nan_to_num(nan=math.inf).topk(min(starts, tried.shape[1]), dim=1, largest=False).indices
-    u = poses.to_unit(tried.gather(1, best[..., None].expand(-1, -1, len(poses))))
-    points, values = quasi_newton(energy, poses, x, u, steps)
+    if hasattr(energy, "align"): tried, energies = _register_best(energy, x, tried, round(0.6*(left - around)))
+    else: energies = energy(x, tried)
+    down = (spend - tried.shape[1])//3  # gradients
+    if down < 1: return best_of(tried, energies, tried.shape[1])
+    starts = max(1, round(down/steps))
+    u = poses.to_unit(_pick(energies, starts, tried))
+    points, values = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)))
     passes = tried.shape[1] + 3*points.shape[1]
     return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), passes)
+
+def _register_best(energy, x, pose, spend, coarse=(4, 2, 2)):
+    "Evaluate poses (N, S, D) and spend further passes on better ones: from the best of them, and so on -> all, energies."
+    tried, values, rounds = [], [], iter(coarse)
+    while pose.shape[1]:
+        energies, better = energy.align(x, pose, next(rounds, 1))
+        tried, values = [*tried, pose], [*values, energies]
+        pose = _pick(energies, math.ceil(0.45*spend), better)
+        spend -= pose.shape[1]
+    return torch.cat(tried, 1), torch.cat(values, 1)
+
+def _pick(energies, k, pose):
+    "Of poses (N, S, D) the k of least energy."
+    best = energies.nan_to_num(nan=math.inf).topk(min(k, energies.shape[1]), dim=1, largest=False).indices
+    return pose.gather(1, best[..., None].expand(-1, -1, pose.shape[-1]))

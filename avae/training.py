@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'PREVIOUS', 'SCHEDULES', 'mean_loss', 'split_valid', 'PoseMemory', 'SyncBatchNorm2d', 'pose_histograms',
-           'Epoch', 'train', 'launch']
+           'agreement', 'Epoch', 'train', 'launch']
 
 # %% ../nbs/05_training.ipynb #8cfd446a
 import json, math, os, pickle, platform, signal, socket, subprocess, sys, tempfile, threading, time, traceback, warnings
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .affine import MODES, PoseSpace, border, estimate_background, warp
 from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
-from .models import VAE, AffineVAE, save_vae
+from .models import VAE, AffineVAE, PoseEnergy, save_vae
 from .optimizers import multistart
 
 # %% ../nbs/05_training.ipynb #43605bb3
@@ -233,27 +233,48 @@ def pose_histograms(
     unit = poses.to_unit(poses.from_unit(poses.to_unit(pose[known])))
     column = (unit*bins).long().clamp(0, bins - 1)
     edges = poses.from_unit(torch.linspace(0, 1 - 1e-6, bins + 1)[:, None].expand(-1, len(poses)))
-    groups = {"all": torch.ones(len(column), dtype=torch.bool)}
-    if labels is not None and len(classes := labels.unique()) <= 64:
-        groups |= {str(c.item()): labels[known] == c for c in classes}
+    groups = _groups(known, labels)
     return {name: {"edges": [round(v, 4) for v in edges[:, d].tolist()],
                    "counts": {k: column[g, d].bincount(minlength=bins).tolist() for k, g in groups.items()}}
             for d, name in enumerate(poses.names)}
 
+def agreement(
+    pose: Tensor,  # (N, D) canonical poses
+    poses: PoseSpace,
+    labels: Tensor | None = None,  # (N,)
+    within: float = 15,  # degrees
+) -> dict[str, float]:  # {class: 0 to 1}, with the class "all"
+    "The share of the images of each class whose canonical angle lies near the commonest one; {} if no angle varies."
+    if "angle" not in poses.names: return {}
+    known, around = pose.isfinite().all(1), torch.arange(-180, 180.)[:, None]
+    angle = pose[known, poses.names.index("angle")]
+    share = lambda a: (((a - around + 180) % 360 - 180).abs() <= within).float().mean(1).max().item() if len(a) else 0.0
+    return {k: share(angle[g]) for k, g in _groups(known, labels).items()}
+
+def _groups(known, labels):
+    "Which of the known poses belong to which class; the class \"all\" is everybody."
+    groups = {"all": torch.ones(int(known.sum()), dtype=torch.bool)}
+    if labels is None or len(classes := labels.unique()) > 64: return groups
+    return groups | {str(c.item()): labels[known] == c for c in classes}
+
 def _tally(poses, carried, found):
-    "Counts that add up: searched images, those with a carried pose, left alone; by parameter: at a bound, moved."
+    "Counts that add up: searched, with a carried pose, left alone, of a quarter turn; by parameter: at a bound, moved."
     u, v, periodic = poses.to_unit(carried), poses.to_unit(found), torch.tensor(poses.periodic, device=found.device)
     d = (u - v).abs()
     moved = torch.where(periodic, torch.minimum(d, 1 - d), d) > 0.05  # False where nothing was carried
     bound = ((v < 0.005) | (v > 0.995)) & ~periodic
     still, known = (found == poses.identity().to(found)).all(1), carried.isfinite().all(1)
-    return torch.cat([torch.tensor([len(v), known.sum(), still.sum()]), bound.sum(0).cpu(), moved.sum(0).cpu()]).float()
+    turn = torch.deg2rad(4*found[:, poses.names.index("angle")]) if any(periodic) else found.new_zeros(0)
+    counts = torch.stack([known.new_ones(len(v)).sum(), known.sum(), still.sum(), turn.cos().sum(), turn.sin().sum()])
+    return torch.cat([counts, bound.sum(0), moved.sum(0)]).float().cpu()
 
 def _pose_report(poses, counts):
-    "Of the images that were searched: how many were left alone; by parameter: how many are at a bound, how many moved."
-    n, known, still, *rest = counts
+    """Of the images that were searched: how many were left alone, how much their angles crowd modulo 90 degrees (0 to 1);
+    by parameter: how many are at a bound, how many moved."""
+    n, known, still, cos, sin, *rest = counts
     share = lambda v, n: {k: x/max(n, 1) for k, x in zip(poses.names, v)}
-    return {"searched": n, "unmoved": still/max(n, 1), "at_bound": share(rest[:len(poses)], n),
+    return {"searched": n, "unmoved": still/max(n, 1), "crowding": math.hypot(cos, sin)/max(n, 1),
+            "at_bound": share(rest[:len(poses)], n),
             "moved": share(rest[len(poses):], known)}
 
 def _pose_warning(report, progress):  # progress: 0 to 1 of the whole run
@@ -261,6 +282,8 @@ def _pose_warning(report, progress):  # progress: 0 to 1 of the whole run
     for k, v in report["at_bound"].items():
         if v > 0.3: return f"{v:.0%} of the images want a {k} at its bound: the range is too narrow, or poses collapse"
     if (v := report["unmoved"]) > 0.5: return f"the search leaves {v:.0%} of the images as they are: no need of it?"
+    if (v := report["crowding"]) > 0.4 and report["searched"] >= 100:
+        return f"the angles found crowd modulo 90 degrees ({v:.0%} of all that is possible): does the frame decide them?"
     for k, v in report["moved"].items():
         if progress > 0.7 and v > 0.3:
             return f"poses drift: the {k} of {v:.0%} of the images still changes by more than 5 % of its range"
@@ -274,7 +297,7 @@ class Epoch(NamedTuple):
     lr: float  # learning rate at its end
     passes: float  # passes that the pose search spent on each training image, on average
     images_per_second: float  # in training, all processes together
-    seconds: float  # with validation
+    seconds: float  # with validation, and in the first line with the first images
 
 # %% ../nbs/05_training.ipynb #9777b7f6
 def _cosine(t): return t/0.1 if t < 0.1 else 0.5 + 0.5*math.cos(math.pi*(t - 0.1)/0.9)
@@ -298,8 +321,7 @@ class _Trainer:
         some = self.data.__getitems__(list(range(0, len(self.data), -(-len(self.data)//64))))[1].to(acc.device)
         self.size, one = tuple(some.shape[2:]), some[:1]
         if acc.is_main_process: _check_background(model, some, o.fill)
-        self.memory, self.valid_memory = (
-            PoseMemory(len(d), model.poses, self.size) if self.affine and d else None for d in (self.data, self.valid))
+        self.memory = PoseMemory(len(self.data), model.poses, self.size) if self.affine else None
         model.to(acc.device)
         with torch.no_grad(), evaluating(model): self.latent = vae.encode(one)[0].shape[1]
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -308,9 +330,9 @@ class _Trainer:
         self.loss, self.step_optimizer = acc.prepare(loss, self.optimizer)
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
         self.shares, self.share = 1, 0  # into how many a batch is divided, and which is that of this process
-        self.grown = not (self.affine and o.grow)
+        self.grown = None if self.affine and o.grow else 0.0  # the seconds spent on the first images, when that is over
         exact = torch.float32 if acc.device.type == "mps" else torch.float64  # for sums over a billion images, too
-        n = 5 + 2*len(model.poses if self.affine else ())  # loss, passes, tally
+        n = 7 + 2*len(model.poses if self.affine else ())  # loss, passes, tally
         self.sums = torch.zeros(n, dtype=exact, device=acc.device)
 
 def _fill(model, x, fill=None):
@@ -364,33 +386,29 @@ def _hints(poses, pose):
     if not any(poses.periodic): return pose[:, None]
     return torch.stack([pose, poses.from_unit(poses.to_unit(pose) + 0.5*torch.tensor(poses.periodic).to(pose))], 1)
 
-def _find(t, memory, idx, x, applied, step):
+def _find(t, idx, x, applied):
     "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
-    pose, o = memory.carry(idx, applied), t.o
+    pose = t.memory.carry(idx, applied)
     new = pose.isnan().any(1)
-    done = (t.epoch - 1)*t.steps + step if t.epoch else 0  # steps, not counting those on the first images
-    warm = memory is t.memory and done < o.search_warmup
-    every = 3 if not t.epoch else 1 if warm else min(2*t.epoch - 1, o.search_every)
-    if not (t.epoch or step): pose = t.model.poses.identity(len(x)).to(pose)  # the very first images, as they come
+    if not (t.epoch or t.step): pose = t.model.poses.identity(len(x)).to(pose)  # the very first images, as they come
     unknown = pose.isnan().any(1)
-    due = unknown | ((step + t.epoch) % every == every - 1)
-    pose = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)
-    for rows, budget in ((unknown, None), (due & ~unknown, max(o.search_budget, 26*warm))):
+    every = min(2*t.epoch - 1, t.o.search_every) if t.epoch else 3
+    due = ~unknown & ((t.step + t.epoch) % every == every - 1)
+    hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)
+    for rows, budget in ((unknown, None), (due, t.o.search_budget)):
         if not rows.any(): continue
-        found = _search(t, x[rows], pose[rows], budget)
-        if memory is t.memory:
-            t.sums[1] += found.passes*len(found.pose)
-            t.sums[2:] += _tally(memory.poses, torch.where(unknown[:, None], math.nan, pose)[rows], found.pose).to(t.sums)
+        found = _search(t, x[rows], hint[rows], budget)
+        t.sums[1] += found.passes*len(found.pose)
+        t.sums[2:] += _tally(t.model.poses, pose[rows], found.pose).to(t.sums)
         pose[rows] = found.pose.to(pose)
-    new |= due  # what was only carried may have been clipped to the bounds, so it is not stored
-    memory.store(idx[new.cpu()], pose[new], applied[new])
+    new |= unknown | due  # what was only carried may have been clipped to the bounds, so it is not stored
+    t.memory.store(idx[new.cpu()], pose[new], applied[new])
     return pose
 
 @torch.no_grad()
 def _search(t, x, hint, budget):
     "Search for the poses of images, beginning at those that are known."
-    def energy(x, pose):
-        with t.acc.autocast(): return t.model.energy(x, pose)
+    energy = PoseEnergy(t.model, t.acc.autocast)
     with evaluating(t.model): return multistart(energy, t.model.poses, x, budget, _hints(t.model.poses, hint))
 
 # %% ../nbs/05_training.ipynb #2800f7d0
@@ -401,7 +419,7 @@ def _one_step(t, n, idx, x):
     noise = torch.randn(n, t.latent, generator=g)
     torch.manual_seed(g.initial_seed() + t.share)  # for dropout, if somebody's model has any
     x, applied = _view(t, x, _mine(t, u))
-    pose = _find(t, t.memory, idx, x, applied, t.step) if t.affine else None
+    pose = _find(t, idx, x, applied) if t.affine else None
     losses = t.loss(x, pose, _mine(t, noise))
     part = ((t.epoch - 1)*t.steps + t.step + 0.5)/(o.epochs*t.steps)
     for group in t.optimizer.param_groups: group["lr"] = o.lr*(SCHEDULES[o.schedule](part) if t.epoch else 0.5)
@@ -413,36 +431,38 @@ def _one_step(t, n, idx, x):
 
 @torch.no_grad()
 def _score(t):
-    "Mean loss of the validation images, in views that are the same in every epoch."
+    "Mean loss of the validation images, in views that are the same in every epoch; searched as the model does it."
     if not t.valid: return math.nan
     chunks = list(torch.arange(len(t.valid)).split(256))[t.acc.process_index::t.acc.num_processes]
     total = torch.zeros((), device=t.acc.device)
     with evaluating(t.model):
         for idx, x in _loader(t, t.valid, [c.tolist() for c in chunks]):
             u = torch.rand(len(x), len(t.augment or ()), generator=_generator(t.o.seed, 0, idx[0].item()))
-            x, applied = _view(t, x, u.to(x))
-            pose = _find(t, t.valid_memory, idx, x, applied, idx[0].item()//256) if t.affine else None
+            x, _ = _view(t, x, u.to(x))
+            pose = t.model.search(x).pose if t.affine else None
             with t.acc.autocast(): total += (t.model.explain(x, pose) if t.affine else t.model(x)).loss.sum()
     return t.acc.reduce(total).item()/len(t.valid)
 
 # %% ../nbs/05_training.ipynb #64ce522b
-def _grow(t, least=4, most=1024):
-    "Learn few images first, then twice as many, and so on."
+def _grow(t, bar, least=4, most=1024):
+    "Learn few images first, then twice as many, and so on; the seconds it took."
     order = torch.randperm(len(t.data), generator=_generator(t.o.seed, 0))[:most]
-    n, t.epoch, t.step = min(least, len(order)), 0, 0
+    sizes = [min(least << i, len(order)) for i in range(20) if not i or least << i < 2*len(order)]
+    steps = [max(t.o.grow, 3*t.o.grow*least//n) for n in sizes]  # the first ones are to be known well
+    start, t.epoch, t.step = time.perf_counter(), 0, 0
     t.model.train()
-    while True:
-        for _ in range(max(t.o.grow, 3*t.o.grow*least//n)):  # the first ones are to be known well
+    for n, some in zip(sizes, steps):
+        for _ in range(some):
             idx = order[torch.randperm(n, generator=_generator(t.o.seed, 0, t.step, 0))[:t.o.batch_size]]
             idx, x = t.data.__getitems__(idx.tolist())
             loss = _one_step(t, len(idx), idx, x.to(t.acc.device))
             t.step += 1
+            bar.set_description_str(f"first {n} images, {t.step/sum(steps):.0%}")
         _finite(loss.item(), t)
-        if n == len(order): break
-        n = min(2*n, len(order))
+        bar.set_postfix_str(f"loss {loss.item()/len(x):.1f}")
     t.optimizer.state.clear()
     t.memory.changed[:] = False
-    t.epoch, t.step, t.grown, t.sums = 1, 0, True, torch.zeros_like(t.sums)
+    t.epoch, t.step, t.grown, t.sums = 1, 0, time.perf_counter() - start, torch.zeros_like(t.sums)
 
 def _divide(t):
     "From here on, each process has its share of every batch."
@@ -467,7 +487,7 @@ def _one_epoch(t, bar, save_every, save):
     speed = n/(time.perf_counter() - start)
     valid = _score(t)
     _finite(total + (valid if t.valid else 0), t)
-    lr, seconds = t.optimizer.param_groups[0]["lr"], time.perf_counter() - start
+    lr, seconds = t.optimizer.param_groups[0]["lr"], time.perf_counter() - start + t.grown*(t.epoch == 1)
     t.history.append(Epoch(t.epoch, total/n, valid, lr, passes/n, speed, seconds))
     if t.affine: _watch(t, counts)
     if _is_best(t, t.history[-1]):
@@ -486,14 +506,14 @@ def _finite(loss, t):
 
 def _sync(t):
     "Let all processes know all poses."
-    for m in (t.memory, t.valid_memory):
-        if m is not None: m.sync(lambda v: t.acc.reduce(v.to(t.acc.device)).cpu())
+    if t.memory is not None: t.memory.sync(lambda v: t.acc.reduce(v.to(t.acc.device)).cpu())
 
 def _watch(t, counts):
     "Note how canonical poses are distributed, and warn."
     _sync(t)
     report = _pose_report(t.model.poses, counts)
-    t.pose_log.append({"epoch": t.epoch, **report, **pose_histograms(t.memory.pose, t.model.poses, t.labels)})
+    known = t.memory.pose, t.model.poses, t.labels
+    t.pose_log.append({"epoch": t.epoch, **report, "agreement": agreement(*known), **pose_histograms(*known)})
     if t.epoch > 4 and t.acc.is_main_process and (w := _pose_warning(report, t.epoch/t.o.epochs)):
         warnings.warn(f"epoch {t.epoch}: {w}")
 
@@ -505,7 +525,6 @@ def _state(t):
     tensors |= {f"best.{k}": v for k, v in (t.best or {}).items()}
     for i, s in t.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
     if t.memory is not None: tensors["memory"] = t.memory.pose
-    if t.valid_memory is not None: tensors["valid_memory"] = t.valid_memory.pose
     sums, scaler = t.acc.reduce(t.sums.clone()).tolist(), t.acc.scaler.state_dict() if t.acc.scaler else None
     meta = dict(epoch=t.epoch, step=t.step, grown=t.grown, seconds=t.seconds, sums=sums, history=t.history,
                 poses=t.pose_log, scaler=scaler)
@@ -519,8 +538,7 @@ def _load_state(t, tensors, meta):
     moments = {}
     for k, v in part("optimizer").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
     t.optimizer.load_state_dict({"state": moments, "param_groups": t.optimizer.state_dict()["param_groups"]})
-    for name, m in (("memory", t.memory), ("valid_memory", t.valid_memory)):
-        if m is not None: m.pose = tensors[name]
+    if t.memory is not None: t.memory.pose = tensors["memory"]
     t.epoch, t.step, t.grown, t.seconds, t.pose_log = (meta[k] for k in ("epoch", "step", "grown", "seconds", "poses"))
     if t.acc.is_main_process:  # they are of all processes
         t.sums += torch.tensor(meta["sums"], dtype=t.sums.dtype, device=t.acc.device)
@@ -546,7 +564,6 @@ def train(
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int | None = None,  # passes of a search from a carried pose; 12 for one parameter, 40 for more, if None
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
-    search_warmup: int = 200,  # at so many first steps, poses are always searched, with 26 passes at least
     grow: int = 40,  # an `AffineVAE` learns four images first, twice as many after so many steps; 0 = all at once
     fill: float | None = None,  # background of augmented images, estimated if None; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
@@ -559,15 +576,14 @@ def train(
     extra: dict | None = None,  # further entries for settings.json
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
     """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed.
-    (GPUs add up in any order.) Poses are searched by `multistart`, whatever optimizer the `AffineVAE` has; PyTorch's
+    (GPUs add up in any order.) Poses are searched by `multistart`, for validation as the `AffineVAE` itself does it; PyTorch's
     global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
     if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    patience=patience, seed=seed, search_budget=search_budget, search_every=search_every,
-                   search_warmup=search_warmup, grow=grow, fill=fill, interpolation=interpolation,
-                   mixed_precision=mixed_precision, compile=compile)
+                   grow=grow, fill=fill, interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
     _check_options(o, model, augment, valid, save_every)
     acc = _accelerator(device, mixed_precision)
@@ -582,9 +598,8 @@ def train(
     save = lambda: _write_checkpoint(t, run)
     if run and not t.history and not t.step: save()  # from here on, the start weights of a resumed run do not count
     with _board(run, acc, t) as board, _bar(t) as bar:
-        if not t.grown:
-            bar.set_description_str("first images")
-            _grow(t)
+        if t.grown is None:
+            _grow(t, bar)
             if run: save()
         _divide(t)
         while t.epoch <= epochs and not _patience_over(t.history, patience):
@@ -603,9 +618,9 @@ def _check_options(o, model, augment, valid, save_every):
     if not isinstance(model, (VAE, AffineVAE)):
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
     whole = {k: getattr(o, k) for k in
-             "epochs batch_size search_every search_budget search_warmup grow seed patience".split()}
+             "epochs batch_size search_every search_budget grow seed patience".split()}
     for k, v in (whole | {"save_every": save_every}).items():
-        least = k not in ("seed", "grow", "search_warmup")
+        least = k not in ("seed", "grow")
         if v is not None and (not isinstance(v, int) or v < least):
             raise ValueError(f"{k} must be a whole number, at least {int(least)}, got {v}")
     for k in ("lr", "clip"):

@@ -20,7 +20,7 @@ def work(run, before=lambda: None, resume=False):
     before()
     torch.manual_seed(0)
     train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
-          epochs=6, batch_size=16, grow=2, search_warmup=8, device='cpu', save_every=2)
+          epochs=6, batch_size=16, grow=2, device='cpu', save_every=2)
 
 CLEAN = multiprocessing.get_context('forkserver')  # not forks of this process, which may have computed with threads
 CLEAN.set_forkserver_preload(['accelerate', 'avae.training', 'avae.data'])
@@ -147,7 +147,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
         torch.set_num_threads(1)
         torch.manual_seed(0)
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',
-              search_warmup=6, report=report)
+              report=report)
     assert (finish(whole, function=part), finish(run, 2, function=part)) == (0, 3)
     training.launch(part, run, None, True, processes=2)
     last = lambda run: json.loads((run/'metrics.jsonl').read_text().splitlines()[-1])
