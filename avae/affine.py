@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODES', 'NAMES', 'IDENTITY', 'resample', 'invert', 'warp', 'disc', 'border', 'estimate_background', 'PoseSpace',
-           'random_views', 'register']
+           'random_views', 'register', 'FlatField', 'flat_field']
 
 # %% ../nbs/02_affine.ipynb #59f0a805
 import math
 from numbers import Real
+from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -296,3 +297,46 @@ def register(
         damping = torch.where(better, 0.3*damping, 5*damping)
         u, now = torch.where(better, new, u), torch.where(better, then, now)
     return poses.from_unit(u)
+
+# %% ../nbs/02_affine.ipynb #84067297
+class FlatField(NamedTuple):
+    "What stands still in the frame of a set of images."
+    light: Tensor  # (C, H, W), 1 on average; divide images by it
+    mask: Tensor  # (H, W), 0 on marks and their neighbours, 1 elsewhere
+
+    def correct(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W) in [0, 1]
+        "Images in even light."
+        return (x/self.light.to(x)).clamp(0, 1)
+
+    def __str__(self):
+        seen = disc(tuple(self.mask.shape)) > 0.5
+        return f"uneven light, {self.light[:, seen].std():.0%}; marks on {(self.mask[seen] == 0).float().mean():.0%} of the disc"
+
+@torch.no_grad()
+def flat_field(
+    x: Tensor,  # (N, C, H, W) in [0, 1], objects in all orientations; hundreds of them
+) -> FlatField:
+    "Light that falls from one side, and marks, by the mean over images: robust least squares, reweighted."
+    mean, error = x.mean(0).cpu(), x.std(0).cpu()/len(x)**0.5
+    (h, w), seen = mean.shape[1:], disc(tuple(mean.shape[1:])) > 0.5
+    y, x = ((2*torch.arange(n) - n + 1)/min(h, w) for n in (h, w))
+    slope, radius = torch.stack([x.expand(h, w), y[:, None].expand(h, w)]), torch.hypot(x[None], y[:, None])
+    light, a = torch.ones_like(mean), torch.zeros(len(mean), 2)
+    for _ in range(30):
+        ring = _rings(mean/light, radius*min(h, w)/2)
+        for c in range(len(mean)):
+            weight = 1/((mean[c] - ring[c]*light[c])[seen].abs() + 0.01)  # least absolute differences, nearly
+            B, left = (slope*ring[c])[:, seen], (mean[c] - ring[c])[seen]
+            a[c] = torch.linalg.solve((B*weight) @ B.T + 1e-5*len(left)*torch.eye(2), (B*weight) @ left)
+            light[c] = (1 + torch.einsum("k,khw->hw", a[c], slope)).clamp_min(0.1)
+    flat = mean/light
+    marks = ((flat - _rings(flat, radius*min(h, w)/2)).abs() > 6*error + 0.03).any(0) & seen
+    return FlatField(light, 1 - F.max_pool2d(marks[None].float(), 3, 1, 1)[0])
+
+def _rings(v, radius):
+    "The median over each ring of a picture (C, H, W), everywhere on that ring."
+    out = torch.empty_like(v)
+    for r in radius.round().unique():
+        on = radius.round() == r
+        out[:, on] = v[:, on].median(-1, keepdim=True).values
+    return out

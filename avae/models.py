@@ -339,7 +339,7 @@ class AffineVAE(nn.Module):
         prior=None,  # on codes; the VAE's own, or `StandardNormal()`, if None
         pose_prior: Callable[[Tensor], Tensor] | None = None,  # log-density of poses (..., D) -> (...); uniform if None
         chunk: int = 256,  # passes made at a time, which bounds the memory
-        mask: str | Tensor | None = "auto",  # what is looked at: "disc", "full", (H, W) in [0, 1], or None, see above
+        mask: str | Tensor | None = "auto",  # what is looked at, see above: "disc", "full", (H, W) in [0, 1], or None
     ):
         super().__init__()
         if not (callable(getattr(vae, "encode", None)) and callable(getattr(vae, "decode", None))):
@@ -354,6 +354,7 @@ class AffineVAE(nn.Module):
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
         self.mask = self._choose_mask(mask)
+        self._round = isinstance(mask, str) and mask == "disc" or "angle" in poses.names and not (isinstance(mask, str) and mask == "full")
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
 
     def explain(
@@ -371,9 +372,10 @@ class AffineVAE(nn.Module):
         "What `explain` gives, and the image that was decoded, in the canonical frame."
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
         with exact:
-            mat, mask = self.poses.mat(pose, x.shape[-2:]), self.window(x)
-            canonical = resample(x, mat, fill, "bicubic")
-            seen = canonical if mask is None else torch.lerp(fill[..., None, None].expand_as(x), canonical, mask)
+            mat, mask, plain = self.poses.mat(pose, x.shape[-2:]), self.window(x), fill[..., None, None].expand_as(x)
+            shown = torch.lerp(plain, x, self.mask.to(x)) if isinstance(self.mask, Tensor) else x
+            canonical = resample(shown, mat, fill, "bicubic")
+            seen = canonical if mask is None else torch.lerp(plain, canonical, self._frame(x))
         mu, logvar = self.vae.encode(seen)
         code = reparameterize(mu, logvar, self.training, noise)
         decoded = self.vae.decode(code)
@@ -391,7 +393,7 @@ class AffineVAE(nn.Module):
         "What lies beyond the part of a reconstruction that is looked at, for `resample`."
         if self.mask is None: return dict(fill=0.0 if self.fill is None else self.fill)
         radius = min(x.shape[-2:])/2
-        return dict(fill=None, reach=(radius - 1)/radius if self._is("disc") else None)
+        return dict(fill=None, reach=(radius - 1)/radius if self._round else None)
 
     def _choose_mask(self, mask):
         "The mask that a person wants, if it is one."
@@ -407,16 +409,18 @@ class AffineVAE(nn.Module):
             raise TypeError(f"{name}.nll must take (x, xhat, mask) to look at a part of an image: add it, or give mask=None")
         return mask if mask != "auto" else "disc" if "angle" in self.poses.names else "full"
 
-    def _is(self, mask): return isinstance(self.mask, str) and self.mask == mask
-
     def window(self, x: Tensor) -> Tensor | None:  # (N, C, H, W) -> (H, W) in [0, 1]
         "How much each pixel of such images counts; None with `mask=None`. `ValueError` if the mask has another size."
-        if self.mask is None: return None
-        if self._is("disc"): return disc(tuple(x.shape[-2:])).to(x)
-        if self._is("full"): return x.new_ones(x.shape[-2:])
+        frame = self._frame(x)
+        if not isinstance(self.mask, Tensor): return frame
         if self.mask.shape != x.shape[-2:]:
             raise ValueError(f"mask must have the size of the images {tuple(x.shape[-2:])}, got {tuple(self.mask.shape)}")
-        return self.mask.to(x)
+        return frame*self.mask.to(x)
+
+    def _frame(self, x):
+        "What is looked at in the canonical frame."
+        if self.mask is None: return None
+        return disc(tuple(x.shape[-2:])).to(x) if self._round else x.new_ones(x.shape[-2:])
 
     def background(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C)
         "The background of each image: `fill`, or, if there is none, what is seen along the edge of the mask."

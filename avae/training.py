@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from .affine import MODES, PoseSpace, border, estimate_background, warp
+from .affine import MODES, PoseSpace, border, disc, estimate_background, flat_field, warp
 from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
 from .models import VAE, AffineVAE, PoseEnergy, save_vae
@@ -318,9 +318,9 @@ class _Trainer:
         self.steps = -(-len(self.data)//o.batch_size)
         if len(self.data)//self.steps < acc.num_processes:
             raise ValueError(f"batch_size and data must give each of the {acc.num_processes} processes an image a step")
-        some = self.data.__getitems__(list(range(0, len(self.data), -(-len(self.data)//64))))[1].to(acc.device)
+        some = self.data.__getitems__(list(range(0, len(self.data), -(-len(self.data)//512))))[1].to(acc.device)
         self.size, one = tuple(some.shape[2:]), some[:1]
-        if acc.is_main_process: _check_background(model, some, o.fill)
+        if acc.is_main_process: _check_frame(model, some, o.fill, augment is not None)
         self.memory = PoseMemory(len(self.data), model.poses, self.size) if self.affine else None
         model.to(acc.device)
         with torch.no_grad(), evaluating(model): self.latent = vae.encode(one)[0].shape[1]
@@ -340,14 +340,20 @@ def _fill(model, x, fill=None):
     if isinstance(model, AffineVAE): return model.background(x)
     return estimate_background(x) if fill is None else torch.full(x.shape[:2], float(fill), device=x.device)
 
-def _check_background(model, x, fill):
-    "One sentence, if a background that was given is another one than that of most images, or if it is hard to tell."
+def _check_frame(model, x, fill, augmented):
+    "One sentence, if a background that was given is not that of most images, if it is hard to tell, or if poses may be misled."
     given = model.fill if isinstance(model, AffineVAE) else fill
     mask = model.window(x) if isinstance(model, AffineVAE) else None
     seen, said = estimate_background(x, mask), _fill(model, x, fill)
     if given is not None and ((seen - said).abs().amax(1) > 0.25).float().mean() > 0.5:
         warnings.warn(f"fill says that the background is {said.mean():.2f}, but most images have {seen.mean():.2f} along "
                       f"their border: fill=None estimates it")
+    if isinstance(model, AffineVAE) and mask is not None and not augmented and any(model.poses.periodic) and len(x) >= 200:
+        still = flat_field(x)
+        seen = disc(tuple(x.shape[2:])) > 0.5
+        if still.light[:, seen].std() > 0.03 or (still.mask[seen] == 0).float().mean() > 0.02 and not isinstance(model.mask, Tensor):
+            warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
+                          f"flat_field. Pay no heed if the objects do not turn")
     where = border(torch.ones(x.shape[2:]) if mask is None else mask.cpu()).to(x.device)
     lo, hi = (x[..., where].quantile(q, -1) for q in (0.25, 0.75))
     if given is None and ((hi - lo).amax(1) > 0.4).float().mean() > 0.5:
