@@ -131,7 +131,7 @@ def avae_train(pictures, out, processes, *args):
     return [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
 
 def test_two_processes_do_what_one_does(pictures, tmp_path):
-    poses = '--mixed-precision', 'bf16', '--search-warmup', '4'
+    poses = '--mixed-precision', 'bf16'
     for regime, tolerance, extra in [('random', 1e-4, ()), ('optimized', 1e-2, poses)]:
         one, two = (avae_train(pictures, tmp_path/f'{regime}-{n}', n, '--regime', regime, *extra) for n in (1, 2))
         assert json.loads((tmp_path/f'{regime}-2'/'settings.json').read_text())['processes'] == 2
