@@ -185,6 +185,11 @@ class PoseSpace:
         v = lo + (hi - lo)*torch.where(periodic, u - u.floor(), u.clamp(0, 1))
         return torch.where(log, torch.where(log, v, 0).exp(), v)  # exp of an angle would spoil the gradient
 
+    def widened(self, factor: float = 2):  # -> `PoseSpace`
+        "The same parameters in wider ranges around the same middle; a periodic angle has its range already."
+        return PoseSpace(**{k: b if per else _widen(k, b, factor)
+                            for (k, b), per in zip(self.bounds.items(), self.periodic)})
+
     def identity(self, n: int = 1) -> Tensor:  # (n, D)
         "The pose that moves nothing (whether or not the bounds contain it)."
         return torch.tensor([IDENTITY[k] for k in self.names]).repeat(n, 1)
@@ -243,6 +248,13 @@ class PoseSpace:
         axes = [z + torch.arange(n)/n if per else torch.linspace(0, 1, n) if n > 1 else torch.tensor([0.5])
                 for n, per, z in zip(points, self.periodic, self.to_unit(self.identity())[0])]
         return self.from_unit(torch.cartesian_prod(*axes).view(-1, len(self)))
+
+def _widen(name, b, factor):
+    "Bounds (lowest, highest), of a scale by its logarithm; of an angle no more than the full circle."
+    to, back = (math.log, math.exp) if name.startswith("scale") else (float, float)
+    middle, half = (to(b[0]) + to(b[1]))/2, factor*(to(b[1]) - to(b[0]))/2
+    if name == "angle": half = min(half, 180)
+    return back(middle - half), back(middle + half)
 
 # %% ../nbs/02_affine.ipynb #596c4077
 def random_views(

@@ -121,7 +121,7 @@ def train(
     search_budget: Annotated[Optional[int], typer.Option(min=6, help="Passes of a search from a known pose.  "
                                                                      "[default: 12, several parameters: 40]")] = None,
     search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 6,
-    grow: Annotated[int, typer.Option(min=0, help="Optimised: learn four images first, twice as many after so many "
+    grow: Annotated[int, typer.Option(min=0, help="Optimised: learn one image first, twice as many after so many "
                                                   "steps; 0 = all at once.")] = 40,
     arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
     latent: Annotated[int, typer.Option(min=1, help="Number of latents.")] = 8,

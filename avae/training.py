@@ -25,7 +25,7 @@ from .affine import MODES, PoseSpace, border, disc, estimate_background, flat_fi
 from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
 from .models import VAE, AffineVAE, PoseEnergy, save_vae
-from .optimizers import multistart
+from .optimizers import default_budget, multistart
 
 # %% ../nbs/05_training.ipynb #43605bb3
 @torch.inference_mode()
@@ -401,15 +401,22 @@ def _find(t, idx, x, applied):
     every = min(2*t.epoch - 1, t.o.search_every) if t.epoch else 3
     due = ~unknown & ((t.step + t.epoch) % every == every - 1)
     hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)
-    for rows, budget in ((unknown, None), (due, t.o.search_budget)):
+    whole = default_budget(t.model.poses)*(1 if t.epoch or len(x) > 64 else 4)  # others will follow the first ones
+    for rows, budget in ((unknown, whole), (due, t.o.search_budget)):
         if not rows.any(): continue
         found = _search(t, x[rows], hint[rows], budget)
         t.sums[1] += found.passes*len(found.pose)
         t.sums[2:] += _tally(t.model.poses, pose[rows], found.pose).to(t.sums)
         pose[rows] = found.pose.to(pose)
+    if not t.epoch: pose = _centre(t.model.poses, pose)
     new |= unknown | due  # what was only carried may have been clipped to the bounds, so it is not stored
     t.memory.store(idx[new.cpu()], pose[new], applied[new])
     return pose
+
+def _centre(poses, pose, pull=0.2):
+    "Poses moved together, a little, towards the middle of the ranges of those that are not periodic."
+    u, periodic = poses.to_unit(pose), torch.tensor(poses.periodic, device=pose.device)
+    return poses.from_unit(u - torch.where(periodic, 0, pull*(u.mean(0) - 0.5))) if len(u) >= 8 else pose
 
 @torch.no_grad()
 def _search(t, x, hint, budget):
@@ -450,12 +457,14 @@ def _score(t):
     return t.acc.reduce(total).item()/len(t.valid)
 
 # %% ../nbs/05_training.ipynb #64ce522b
-def _grow(t, bar, least=4, most=1024):
-    "Learn few images first, then twice as many, and so on; the seconds it took."
+def _grow(t, bar, least=1, most=1024):
+    "Learn one image first, then twice as many, and so on, in wider ranges of poses."
     order = torch.randperm(len(t.data), generator=_generator(t.o.seed, 0))[:most]
     sizes = [min(least << i, len(order)) for i in range(20) if not i or least << i < 2*len(order)]
-    steps = [max(t.o.grow, 3*t.o.grow*least//n) for n in sizes]  # the first ones are to be known well
+    steps = [max(t.o.grow, 3*t.o.grow//n) for n in sizes]  # the first ones are to be known well
     start, t.epoch, t.step = time.perf_counter(), 0, 0
+    poses = t.model.poses
+    t.model.poses = t.memory.poses = poses.widened()  # the first images may lie at an end, others as far at the other
     t.model.train()
     for n, some in zip(sizes, steps):
         for _ in range(some):
@@ -466,6 +475,7 @@ def _grow(t, bar, least=4, most=1024):
             bar.set_description_str(f"first {n} images, {t.step/sum(steps):.0%}")
         _finite(loss.item(), t)
         bar.set_postfix_str(f"loss {loss.item()/len(x):.1f}")
+    t.model.poses = t.memory.poses = poses
     t.optimizer.state.clear()
     t.memory.changed[:] = False
     t.epoch, t.step, t.grown, t.sums = 1, 0, time.perf_counter() - start, torch.zeros_like(t.sums)
@@ -570,7 +580,7 @@ def train(
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int | None = None,  # passes of a search from a carried pose; 12 for one parameter, 40 for more, if None
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
-    grow: int = 40,  # an `AffineVAE` learns four images first, twice as many after so many steps; 0 = all at once
+    grow: int = 40,  # an `AffineVAE` learns one image first, twice as many after so many steps; 0 = all at once
     fill: float | None = None,  # background of augmented images, estimated if None; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
