@@ -1,0 +1,40 @@
+"Promise 8: an image without an object prefers no pose, under a decoder that has learned nothing, little or much."
+import pytest
+import torch
+from avae.affine import PoseSpace, random_views
+from avae.data import toy_glyphs
+from avae.models import VAE, AffineVAE
+from avae.training import train
+
+TURN, SHIFT, SCALE = PoseSpace(angle=180), PoseSpace(angle=180, shift=0.2), PoseSpace(angle=180, scale=1.3)
+BACKGROUNDS = dict(black=(0, 0), grey=(0.4, 0), light=(0.9, 0), noisy=(0.4, 0.08))  # level, noise
+
+def plain(background, n, g):
+    level, noise = BACKGROUNDS[background]
+    return (level + noise*torch.randn(n, 1, 24, 24, generator=g)).clamp(0, 1)
+
+def spread(model, empty):
+    "By how much of the loss the worst of 64 poses is above the best, on average over images."
+    some = torch.cat([model.poses.identity(), model.poses.sobol(63)]).to(empty).expand(len(empty), -1, -1)
+    with torch.no_grad(): e = model.eval().energy(empty, some)
+    return ((e.amax(1) - e.amin(1))/e.mean(1)).mean().item()
+
+@pytest.mark.parametrize('poses', [TURN, SHIFT, SCALE], ids=['rotation', 'shift', 'scale'])
+@pytest.mark.parametrize('background', BACKGROUNDS)
+def test_an_untrained_decoder_prefers_no_pose(background, poses):
+    torch.manual_seed(0)
+    vae, empty = VAE(2, 24).eval(), plain(background, 8, torch.Generator().manual_seed(0))
+    assert spread(AffineVAE(vae, poses), empty) < 1e-3
+    assert spread(AffineVAE(vae, poses, mask=None), empty) > 0.1  # the corners, filled with 0, decide
+
+@pytest.mark.parametrize('background', BACKGROUNDS)
+def test_a_decoder_that_learns_prefers_no_angle(background):
+    g = torch.Generator().manual_seed(0)
+    letters, _ = random_views(toy_glyphs(48, 24, 1), TURN, 1)
+    images = torch.lerp(plain(background, 48, g), torch.tensor(float(background != 'light')), letters)
+    empty = plain(background, 8, g)
+    torch.manual_seed(0)
+    model = AffineVAE(VAE(2, 24), TURN)
+    for epochs in (2, 8):  # little, much
+        train(model, images, epochs=epochs, grow=4, batch_size=16, lr=5e-3, device='cpu')
+        assert spread(model, empty) < 0.04, epochs
