@@ -121,6 +121,7 @@ def train(
     search_budget: Annotated[Optional[int], typer.Option(min=6, help="Passes of a search from a known pose.  "
                                                                      "[default: 12, several parameters: 40]")] = None,
     search_every: Annotated[int, typer.Option(min=1, help="Search at one step in so many, once trained a while.")] = 6,
+    search_warmup: Annotated[int, typer.Option(min=0, help="Whole searches at so many first steps.")] = 0,
     grow: Annotated[int, typer.Option(min=0, help="Optimised: learn one image first, twice as many after so many "
                                                   "steps; 0 = all at once.")] = 40,
     arch: Annotated[Arch, typer.Option(help="Architecture: the default, or that of the 2019 paper.")] = Arch.default,
@@ -183,7 +184,7 @@ def _train(o, run, resume):
     model, poses = _model(o, spaces)
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
-    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every "
+    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every search_warmup "
             "grow fill interpolation mixed_precision compile device workers save_every").split()
     try: history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                          report=say, extra={"options": o_, "command": _command(o_)}, **{k: getattr(o, k) for k in keep})

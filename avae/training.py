@@ -399,10 +399,11 @@ def _find(t, idx, x, applied):
     if not (t.epoch or t.step): pose = t.model.poses.identity(len(x)).to(pose)  # the very first images, as they come
     unknown = pose.isnan().any(1)
     every = min(2*t.epoch - 1, t.o.search_every) if t.epoch else 3
-    due = ~unknown & ((t.step + t.epoch) % every == every - 1)
+    warm = bool(t.epoch) and (t.epoch - 1)*t.steps + t.step < t.o.search_warmup
+    due = ~unknown & (warm or (t.step + t.epoch) % every == every - 1)
     hint = torch.where(unknown[:, None], t.model.poses.identity().to(pose), pose)
     whole = default_budget(t.model.poses)*(1 if t.epoch or len(x) > 64 else 4)  # others will follow the first ones
-    for rows, budget in ((unknown, whole), (due, t.o.search_budget)):
+    for rows, budget in ((unknown, whole), (due, max(t.o.search_budget, whole*warm))):
         if not rows.any(): continue
         found = _search(t, x[rows], hint[rows], budget)
         t.sums[1] += found.passes*len(found.pose)
@@ -580,6 +581,7 @@ def train(
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int | None = None,  # passes of a search from a carried pose; 12 for one parameter, 40 for more, if None
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    search_warmup: int = 0,  # at so many first steps, every image gets a whole search
     grow: int = 40,  # an `AffineVAE` learns one image first, twice as many after so many steps; 0 = all at once
     fill: float | None = None,  # background of augmented images, estimated if None; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
@@ -599,7 +601,8 @@ def train(
     if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    patience=patience, seed=seed, search_budget=search_budget, search_every=search_every,
-                   grow=grow, fill=fill, interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
+                   search_warmup=search_warmup, grow=grow, fill=fill, interpolation=interpolation,
+                   mixed_precision=mixed_precision, compile=compile)
     o, run = SimpleNamespace(**options), Path(run) if run is not None else None
     _check_options(o, model, augment, valid, save_every)
     acc = _accelerator(device, mixed_precision)
@@ -634,9 +637,9 @@ def _check_options(o, model, augment, valid, save_every):
     if not isinstance(model, (VAE, AffineVAE)):
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
     whole = {k: getattr(o, k) for k in
-             "epochs batch_size search_every search_budget grow seed patience".split()}
+             "epochs batch_size search_every search_budget search_warmup grow seed patience".split()}
     for k, v in (whole | {"save_every": save_every}).items():
-        least = k not in ("seed", "grow")
+        least = k not in ("seed", "grow", "search_warmup")
         if v is not None and (not isinstance(v, int) or v < least):
             raise ValueError(f"{k} must be a whole number, at least {int(least)}, got {v}")
     for k in ("lr", "clip"):
