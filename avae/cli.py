@@ -192,12 +192,6 @@ def _train(o, run, resume):
         sys.exit(f"avae: interrupted, go on with: avae train --resume {run}")
     best = min(history, key=lambda e: e.valid) if valid else history[-1]
     if not _rank(): print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best.safetensors'}")
-    _leave_group()
-
-def _leave_group():
-    "Processes that `torchrun` started part in order; threads that are left to the end of Python may abort it."
-    import torch
-    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 def _data(o, split="train"):
     "A data set by its name, or a folder."

@@ -37,13 +37,12 @@ def log_weights(
     if isinstance(model.likelihood, PaperLoss): raise ValueError("PaperLoss is no likelihood, so there is no bound")
     with evaluating(model):
         x, (mu, logvar), draw = _encode(model, x, pose)
-        mask = model.window(x) if isinstance(model, AffineVAE) else None
-        nll = lambda x, xhat: model.likelihood.nll(x, xhat, *() if mask is None else (mask,))
+        score = model.nll if isinstance(model, AffineVAE) else model.likelihood.nll
         noise = _noise(samples, mu.shape[1], seed).to(mu)
         z = mu[:, None] + (0.5*logvar).exp()[:, None]*noise
         rows = torch.arange(len(x), device=x.device).repeat_interleave(samples)
         pairs = zip(rows.split(256), z.flatten(0, 1).split(256))
-        nll = torch.cat([nll(x[i], draw(code, i)) for i, code in pairs])
+        nll = torch.cat([score(x[i], draw(code, i)) for i, code in pairs])
     q = Normal(mu[:, None], (0.5*logvar).exp()[:, None])
     prior = Normal(torch.zeros_like(z), 1).log_prob(z).sum(-1)
     return LogWeights(-nll.view(-1, samples), prior, q.log_prob(z).sum(-1), model.prior.kl(mu, logvar))

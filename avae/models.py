@@ -354,7 +354,6 @@ class AffineVAE(nn.Module):
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
         self.mask = self._choose_mask(mask)
-        self._round = isinstance(mask, str) and mask == "disc" or "angle" in poses.names and not (isinstance(mask, str) and mask == "full")
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
 
     def explain(
@@ -372,17 +371,17 @@ class AffineVAE(nn.Module):
         "What `explain` gives, and the image that was decoded, in the canonical frame."
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
         with exact:
-            mat, mask, plain = self.poses.mat(pose, x.shape[-2:]), self.window(x), fill[..., None, None].expand_as(x)
-            shown = torch.lerp(plain, x, self.mask.to(x)) if isinstance(self.mask, Tensor) else x
-            canonical = resample(shown, mat, fill, "bicubic")
-            seen = canonical if mask is None else torch.lerp(plain, canonical, self._frame(x))
+            mat, own, frame = self.poses.mat(pose, x.shape[-2:]), self._own_mask(x), self._frame(x)
+            plain = fill[..., None, None].expand_as(x)
+            canonical = resample(x if own is None else torch.lerp(plain, x, own), mat, fill, "bicubic")
+            seen = canonical if frame is None else torch.lerp(plain, canonical, frame)
         mu, logvar = self.vae.encode(seen)
         code = reparameterize(mu, logvar, self.training, noise)
         decoded = self.vae.decode(code)
         with exact:
             decoded = decoded.to(x.dtype)
             recon = self._place(decoded, mat, "bilinear" if self.training else "soft")
-            nll, kl = self.likelihood.nll(x, recon, *() if mask is None else (mask,)), self.prior.kl(mu, logvar)
+            nll, kl = self.nll(x, recon), self.prior.kl(mu, logvar)
         return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes), decoded
 
     def _place(self, recon, mat, mode):
@@ -391,7 +390,7 @@ class AffineVAE(nn.Module):
 
     def _beyond(self, x):
         "What lies beyond the part of a reconstruction that is looked at, for `resample`."
-        if self.mask is None: return dict(fill=0.0 if self.fill is None else self.fill)
+        if self.mask is None: return dict(fill=self._constant())
         radius = min(x.shape[-2:])/2
         return dict(fill=None, reach=(radius - 1)/radius if self._round else None)
 
@@ -406,30 +405,46 @@ class AffineVAE(nn.Module):
             raise ValueError(f'mask must be "auto", "disc", "full", a tensor (H, W) or None, got {mask!r}')
         if mask is not None and len(inspect.signature(self.likelihood.nll).parameters) < 3:
             name = type(self.likelihood).__name__
-            raise TypeError(f"{name}.nll must take (x, xhat, mask) to look at a part of an image: add it, or give mask=None")
+            raise TypeError(f"{name}.nll must take (x, xhat, mask) to look at a part of an image: add it, or give "
+                            f"mask=None")
         return mask if mask != "auto" else "disc" if "angle" in self.poses.names else "full"
 
     def window(self, x: Tensor) -> Tensor | None:  # (N, C, H, W) -> (H, W) in [0, 1]
         "How much each pixel of such images counts; None with `mask=None`. `ValueError` if the mask has another size."
-        frame = self._frame(x)
-        if not isinstance(self.mask, Tensor): return frame
-        if self.mask.shape != x.shape[-2:]:
-            raise ValueError(f"mask must have the size of the images {tuple(x.shape[-2:])}, got {tuple(self.mask.shape)}")
-        return frame*self.mask.to(x)
+        frame, own = self._frame(x), self._own_mask(x)
+        return frame if own is None else frame*own
 
     def _frame(self, x):
         "What is looked at in the canonical frame."
         if self.mask is None: return None
         return disc(tuple(x.shape[-2:])).to(x) if self._round else x.new_ones(x.shape[-2:])
 
+    def _own_mask(self, x):
+        "What a person wants to be looked at of such images, if anything was said."
+        if not isinstance(self.mask, Tensor): return None
+        if self.mask.shape != x.shape[-2:]:
+            raise ValueError(f"mask must have the size of the images {tuple(x.shape[-2:])}, got {tuple(self.mask.shape)}")
+        return self.mask.to(x)
+
+    @property
+    def _round(self): return "angle" in self.poses.names if isinstance(self.mask, Tensor) else self.mask == "disc"
+
     def background(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C)
         "The background of each image: `fill`, or, if there is none, what is seen along the edge of the mask."
         if self.fill is None and self.mask is not None: return estimate_background(x, self.window(x))
-        return torch.as_tensor(0.0 if self.fill is None else self.fill, dtype=x.dtype, device=x.device).expand(x.shape[:2])
+        return torch.as_tensor(self._constant(), dtype=x.dtype, device=x.device).expand(x.shape[:2])
+
+    def _constant(self): return 0.0 if self.fill is None else self.fill
 
     def floor(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N,) nats
         "What the best reconstruction would cost, on the pixels that count."
-        return self.likelihood.floor(x, *() if self.mask is None else (self.window(x),))
+        return self.likelihood.floor(x, *self._counted(x))
+
+    def nll(self, x: Tensor, recon: Tensor) -> Tensor:  # two (N, C, H, W) -> (N,) nats
+        "What a reconstruction in the observed frame costs, on the pixels that count."
+        return self.likelihood.nll(x, recon, *self._counted(x))
+
+    def _counted(self, x): return () if self.mask is None else (self.window(x),)
 
     def decode(
         self,
@@ -496,7 +511,7 @@ class AffineVAE(nn.Module):
         outs = [self.explain(b, p, passes) for b, p in zip(x.split(self.chunk), pose.split(self.chunk))]
         return AffineVAEOutput(*(v[0] if isinstance(v[0], int) else torch.cat(v) for v in zip(*outs)))
 
-def _told(v): return f"{v.dtype} {tuple(v.shape)}, {v.min():.3g} to {v.max():.3g}" if v.numel() else f"{v.dtype} {tuple(v.shape)}"
+def _told(v): return f"{v.dtype} {tuple(v.shape)}" + (f", {v.min():.3g} to {v.max():.3g}" if v.numel() else "")
 
 # %% ../nbs/03_models.ipynb #c50f8473
 class PoseEnergy:
@@ -516,8 +531,8 @@ class PoseEnergy:
         "The energy of each image under each of S poses; differentiable in `pose`."
         m, rows, fill = self.model, _rows(pose), self.model.background(x)
         loss = lambda i, p: self._loss(x[i], p, fill[i])[0]
-        with self.context(): e = _InChunks.apply(pose.flatten(0, 1), rows, loss, m.chunk).view(pose.shape[:2])
-        return e - m.pose_prior(pose) if m.pose_prior else e
+        with self.context(): e = _InChunks.apply(pose.flatten(0, 1), rows, loss, m.chunk)
+        return self._add_prior(e, pose)
 
     @torch.no_grad()
     def align(
@@ -534,8 +549,11 @@ class PoseEnergy:
             with self.context(): loss, decoded = self._loss(x[i], p, fill[i])
             values.append(loss)
             better.append(register(decoded, x[i], m.poses, p, mask, **beyond, coarse=coarse, steps=steps))
-        e = torch.cat(values).view(pose.shape[:2]) if values else pose.new_zeros(pose.shape[:2])
-        return e - m.pose_prior(pose) if m.pose_prior else e, torch.cat(better).view_as(pose) if better else pose
+        return self._add_prior(torch.cat(values), pose), torch.cat(better).view_as(pose)
+
+    def _add_prior(self, loss, pose):
+        e, prior = loss.view(pose.shape[:2]), self.model.pose_prior
+        return e - prior(pose) if prior else e
 
     def _loss(self, x, pose, fill, least=16):
         "Loss and decoded image, of 16 at least: smaller batches are rounded in other ways, and a search may amplify that."

@@ -7,7 +7,7 @@ __all__ = ['CHECKPOINT', 'PREVIOUS', 'SCHEDULES', 'mean_loss', 'split_valid', 'P
            'agreement', 'Epoch', 'train', 'launch']
 
 # %% ../nbs/05_training.ipynb #8cfd446a
-import json, math, os, pickle, platform, signal, socket, subprocess, sys, tempfile, threading, time, traceback, warnings
+import atexit, json, math, os, pickle, platform, signal, socket, subprocess, sys, tempfile, threading, time, traceback, warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from .affine import MODES, PoseSpace, border, disc, estimate_background, flat_field, warp
+from .affine import MODES, PoseSpace, along_border, estimate_background, flat_field, warp
 from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
 from .models import VAE, AffineVAE, PoseEnergy, save_vae
@@ -341,24 +341,24 @@ def _fill(model, x, fill=None):
     return estimate_background(x) if fill is None else torch.full(x.shape[:2], float(fill), device=x.device)
 
 def _check_frame(model, x, fill, augmented):
-    "One sentence, if a background that was given is not that of most images, if it is hard to tell, or if poses may be misled."
-    given = model.fill if isinstance(model, AffineVAE) else fill
-    mask = model.window(x) if isinstance(model, AffineVAE) else None
-    seen, said = estimate_background(x, mask), _fill(model, x, fill)
-    if given is not None and ((seen - said).abs().amax(1) > 0.25).float().mean() > 0.5:
+    """One sentence, if a background that was given is not that of most images, if none can be told, or if something
+    stands still."""
+    affine = isinstance(model, AffineVAE)
+    given, mask = (model.fill, model.window(x)) if affine else (fill, None)
+    edge, most = along_border(x, mask), lambda v: (v.amax(1) > 0).float().mean() > 0.5  # of the images (N, C)
+    seen, spread = edge.median(-1).values, edge.quantile(0.75, -1) - edge.quantile(0.25, -1)
+    if given is None:
+        if most(spread - 0.4):
+            warnings.warn(f"the background is hard to tell, most images have two colours or more along their border: "
+                          f"taken as {seen.mean():.2f} on average, or give fill")
+    elif most((seen - (said := _fill(model, x, fill))).abs() - 0.25):
         warnings.warn(f"fill says that the background is {said.mean():.2f}, but most images have {seen.mean():.2f} along "
                       f"their border: fill=None estimates it")
-    if isinstance(model, AffineVAE) and mask is not None and not augmented and any(model.poses.periodic) and len(x) >= 200:
-        still = flat_field(x)
-        seen = disc(tuple(x.shape[2:])) > 0.5
-        if still.light[:, seen].std() > 0.03 or (still.mask[seen] == 0).float().mean() > 0.02 and not isinstance(model.mask, Tensor):
-            warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
-                          f"flat_field. Pay no heed if the objects do not turn")
-    where = border(torch.ones(x.shape[2:]) if mask is None else mask.cpu()).to(x.device)
-    lo, hi = (x[..., where].quantile(q, -1) for q in (0.25, 0.75))
-    if given is None and ((hi - lo).amax(1) > 0.4).float().mean() > 0.5:
-        warnings.warn(f"the background is hard to tell, most images have two colours or more along their border: taken "
-                      f"as {seen.mean():.2f} on average, or give fill")
+    if not affine or mask is None or augmented or not any(model.poses.periodic) or len(x) < 200: return
+    light, marks = (still := flat_field(x)).extent
+    if light > 0.03 or marks > 0.02 and not isinstance(model.mask, Tensor):
+        warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
+                      f"flat_field. Pay no heed if the objects do not turn")
 
 # %% ../nbs/05_training.ipynb #2b1e7c27
 def _loader(t, data, batches):  # lists of numbers of images -> pairs (numbers (B,), images (B, C, H, W)) on the device
@@ -410,7 +410,7 @@ def _find(t, idx, x, applied):
         t.sums[2:] += _tally(t.model.poses, pose[rows], found.pose).to(t.sums)
         pose[rows] = found.pose.to(pose)
     if not t.epoch: pose = _centre(t.model.poses, pose)
-    new |= unknown | due  # what was only carried may have been clipped to the bounds, so it is not stored
+    new |= due  # what was only carried may have been clipped to the bounds, so it is not stored
     t.memory.store(idx[new.cpu()], pose[new], applied[new])
     return pose
 
@@ -467,16 +467,15 @@ def _grow(t, bar, least=1, most=1024):
     poses = t.model.poses
     t.model.poses = t.memory.poses = poses.widened()  # the first images may lie at an end, others as far at the other
     t.model.train()
-    for n, some in zip(sizes, steps):
-        for _ in range(some):
+    try:
+        for n in (n for n, some in zip(sizes, steps) for _ in range(some)):
             idx = order[torch.randperm(n, generator=_generator(t.o.seed, 0, t.step, 0))[:t.o.batch_size]]
             idx, x = t.data.__getitems__(idx.tolist())
             loss = _one_step(t, len(idx), idx, x.to(t.acc.device))
             t.step += 1
-            bar.set_description_str(f"first {n} images, {t.step/sum(steps):.0%}")
-        _finite(loss.item(), t)
-        bar.set_postfix_str(f"loss {loss.item()/len(x):.1f}")
-    t.model.poses = t.memory.poses = poses
+            bar.set_description_str(f"first {n} images, {t.step/sum(steps):.0%}", refresh=False)
+            if not t.step % 16 or t.step == sum(steps): bar.set_postfix_str(f"loss {_finite(loss.item(), t)/len(x):.1f}")
+    finally: t.model.poses = t.memory.poses = poses
     t.optimizer.state.clear()
     t.memory.changed[:] = False
     t.epoch, t.step, t.grown, t.sums = 1, 0, time.perf_counter() - start, torch.zeros_like(t.sums)
@@ -594,8 +593,8 @@ def train(
     extra: dict | None = None,  # further entries for settings.json
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
     """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed.
-    (GPUs add up in any order.) Poses are searched by `multistart`, for validation as the `AffineVAE` itself does it; PyTorch's
-    global seed is set.
+    (GPUs add up in any order.) Poses are searched by `multistart`, for validation as the `AffineVAE` itself does it;
+    PyTorch's global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
     if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
@@ -662,6 +661,7 @@ def _accelerator(device, mixed_precision):
     "Accelerate's handle on devices and processes, for this call alone."
     from accelerate import Accelerator
     _forget_accelerator()
+    had = torch.distributed.is_initialized()
     try:
         want = torch.device(device or default_device())
         if want.type == "cuda" and want.index is not None: torch.cuda.set_device(want)
@@ -669,7 +669,12 @@ def _accelerator(device, mixed_precision):
     except (ValueError, RuntimeError, AssertionError) as e:
         raise ValueError(f"cannot train on {device} in precision {mixed_precision}: {e}") from e
     if acc.device.type != want.type: raise ValueError(f"there is no device {want} here, only {acc.device}")
+    if torch.distributed.is_initialized() and not had: atexit.register(_leave_group)
     return acc
+
+def _leave_group():
+    "Processes part in order; threads that are left to the end of Python may abort it."
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 def _forget_accelerator():
     "Accelerate's state outlives a call and a fork, and refuses other settings; nothing public resets it."

@@ -20,7 +20,7 @@ def work(run, before=lambda: None, resume=False):
     before()
     torch.manual_seed(0)
     train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
-          epochs=6, batch_size=16, grow=2, device='cpu', save_every=2)
+          epochs=6, batch_size=16, grow=2, search_warmup=8, device='cpu', save_every=2)
 
 CLEAN = multiprocessing.get_context('forkserver')  # not forks of this process, which may have computed with threads
 CLEAN.set_forkserver_preload(['accelerate', 'avae.training', 'avae.data'])
@@ -131,7 +131,7 @@ def avae_train(pictures, out, processes, *args):
     return [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
 
 def test_two_processes_do_what_one_does(pictures, tmp_path):
-    poses = '--mixed-precision', 'bf16'
+    poses = '--mixed-precision', 'bf16', '--search-warmup', '4'
     for regime, tolerance, extra in [('random', 1e-4, ()), ('optimized', 1e-2, poses)]:
         one, two = (avae_train(pictures, tmp_path/f'{regime}-{n}', n, '--regime', regime, *extra) for n in (1, 2))
         assert json.loads((tmp_path/f'{regime}-2'/'settings.json').read_text())['processes'] == 2
@@ -147,7 +147,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
         torch.set_num_threads(1)
         torch.manual_seed(0)
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',
-              report=report)
+              search_warmup=6, report=report)
     assert (finish(whole, function=part), finish(run, 2, function=part)) == (0, 3)
     training.launch(part, run, None, True, processes=2)
     last = lambda run: json.loads((run/'metrics.jsonl').read_text().splitlines()[-1])
