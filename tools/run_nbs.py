@@ -1,7 +1,7 @@
 """Run notebooks in place by nbdev's rules, and save them clean, with their outputs.
 
     python tools/run_nbs.py                             # all of nbs/ but the experiments (`skip_exec: true`)
-    python tools/run_nbs.py nbs/02_affine.ipynb         # or these; --flags slow: also the cells marked `#| slow`
+    python tools/run_nbs.py nbs/03_affine.ipynb         # or these; --flags slow: also the cells marked `#| slow`
     python tools/run_nbs.py nbs/20_*.ipynb --force      # experiments too
 """
 import argparse, json, os, sys, time
