@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 from .affine import MODES, PoseSpace, along_border, estimate_background, flat_field, warp
 from .core import atomic_write, check_images, default_device, evaluating, write_json
 from .data import Images
-from .models import VAE, AffineVAE, PoseEnergy, save_vae
+from .affine_vae import AffineVAE, PoseEnergy
+from .models import VAE
 from .optimizers import default_budget, multistart
 
 # %% ../nbs/12_training.ipynb #43605bb3
