@@ -20,7 +20,7 @@ class SearchResult(NamedTuple):
     energy: Tensor  # (N,) nats, that of `pose`
     passes: Tensor  # (N,), spent on each image
     tried: Tensor  # (N, P, D), the identity first
-    energies: Tensor  # (N, P) nats; infinite where an image had stopped before
+    energies: Tensor  # (N, P) nats
 
 def best_of(
     tried: Tensor,  # (N, P, D), the identity first
@@ -179,31 +179,25 @@ def quasi_newton(
     u: Tensor,  # (N, S, D) starts in the unit cube
     steps: int,  # gradients from each start, at least 1; three passes each
     radius: float = 0.05,  # longest first step, in the unit cube
-    tolerance: float | None = None,  # nats; an image whose best start gained less in a step stops
-) -> tuple[Tensor, Tensor, Tensor]:  # points (N, S*steps, D) in the unit cube, their energies, gradients taken (N,)
+) -> tuple[Tensor, Tensor]:  # points (N, S*steps, D) in the unit cube and their energies (N, S*steps)
     "BFGS within a trust region (Nocedal and Wright, 2006, chapter 6), for every start of every image on its own."
     f, g = value_and_grad(energy, poses, x, u)
     radius = torch.full_like(f, radius)[..., None]
     H = torch.eye(u.shape[-1]).to(u)*(radius/g.norm(dim=-1, keepdim=True).clamp_min(1e-9))[..., None]
     periodic = torch.tensor(poses.periodic, device=u.device)
-    points, values, taken = [u], [f], torch.full((len(u),), u.shape[1], device=u.device)
-    going = torch.ones(len(u), dtype=torch.bool, device=u.device)
+    points, values = [u], [f]
     for _ in range(steps - 1):
-        if not going.any(): break
         p = -(H @ g[..., None])[..., 0]
         p = p*(radius/p.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
         new = torch.where(periodic, u + p, (u + p).clamp(0, 1))
-        f_new, g_new = torch.full_like(f, math.inf), torch.zeros_like(g)
-        f_new[going], g_new[going] = value_and_grad(energy, poses, x[going], new[going])
-        taken += going*u.shape[1]
+        f_new, g_new = value_and_grad(energy, poses, x, new)
         H = _bfgs_update(H, new - u, g_new - g)
         points, values = points + [new], values + [f_new]
-        gain, better = f.amin(1) - f_new.amin(1), (f_new < f)[..., None]
+        better = (f_new < f)[..., None]
         radius = torch.where(better, (2*radius).clamp(max=0.2), 0.4*radius)
         u, g = torch.where(better, new, u), torch.where(better, g_new, g)
         f = torch.where(better[..., 0], f_new, f)
-        if tolerance is not None: going = going & ~((gain >= 0) & (gain < tolerance))  # a step too far is no sign
-    return torch.cat(points, 1), torch.cat(values, 1), taken
+    return torch.cat(points, 1), torch.cat(values, 1)
 
 def _bfgs_update(H, s, y):
     "The inverse curvature after a step `s` that changed the gradient by `y`; unchanged where the curve is not convex."
@@ -223,7 +217,6 @@ def multistart(
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
     log_q: Tensor | None = None,  # (N, K), how probable each is: the most probable are taken if not all can be
     seed: int = 0,  # of the Sobol points
-    tolerance: float | None = None,  # nats; an image that gained less in a round of refinement stops there
 ) -> SearchResult:
     """Look around, then refine the best: parabolas in one dimension, Sobol points, registration and quasi-Newton in
     more. `ValueError` if the budget is too small."""
@@ -232,31 +225,26 @@ def multistart(
     if budget is None: budget = default_budget(poses) + (known.shape[1] if log_q is None else 0)
     _enough(budget, least + known.shape[1])
     search = _search_1d if _one_line(poses) else _search_nd
-    return search(energy, poses, x, budget - 1, known, seed, tolerance)
+    return search(energy, poses, x, budget - 1, known, seed)
 
 def default_budget(poses: PoseSpace) -> int:
     "Passes per image of a search that nobody has limited."
     return 26 if _one_line(poses) else 120
 
-def _search_1d(energy, poses, x, spend, known, seed, tolerance):
+def _search_1d(energy, poses, x, spend, known, seed):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
     periodic, unit = poses.periodic[0], poses.to_unit(poses.identity())
     skip = int(not periodic and not 0 <= unit <= 1)  # an identity beyond the bounds is no neighbour of any pose
     start = _grid(poses, max(3, round(0.5*(spend - known.shape[1]))))
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
-    energies, going = energy(x, tried), torch.ones(len(x), dtype=torch.bool, device=x.device)
-    passes = torch.full((len(x),), tried.shape[1], device=x.device)
-    while (left := spend - tried.shape[1]) > 0 and (going.any() or not len(x)):
+    energies = energy(x, tried)
+    while (left := spend - tried.shape[1]) > 0:
         k = min(max(1, round(0.4*left)), tried.shape[1] - skip)
         new = poses.from_unit(parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None])
-        found = energies.new_full(new.shape[:2], math.inf)
-        found[going] = energy(x[going], new[going])
-        passes += going*k
-        if tolerance is not None: going = going & (energies.amin(1) - found.amin(1) >= tolerance)
-        tried, energies = torch.cat([tried, new], 1), torch.cat([energies, found], 1)
-    return best_of(tried, energies, passes)
+        tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
+    return best_of(tried, energies, tried.shape[1])
 
-def _search_nd(energy, poses, x, spend, known, seed, tolerance, steps=20):
+def _search_nd(energy, poses, x, spend, known, seed, steps=20):
     "Spend at most so many passes on the identity, on Sobol points, and on the ways down from the best."
     left = spend - 1 - known.shape[1]  # beside the identity and the candidates
     around = round((0.4 if hasattr(energy, "align") else 0.3)*left)
@@ -268,8 +256,8 @@ def _search_nd(energy, poses, x, spend, known, seed, tolerance, steps=20):
     if down < 1: return best_of(tried, energies, tried.shape[1])
     starts = max(1, round(down/steps))
     u = poses.to_unit(_pick(energies, starts, tried))
-    points, values, taken = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)), tolerance=tolerance)
-    passes = tried.shape[1] + 3*taken
+    points, values = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)))
+    passes = tried.shape[1] + 3*points.shape[1]
     return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), passes)
 
 def _register_best(energy, x, pose, spend, coarse=(4, 2, 2)):
