@@ -109,7 +109,7 @@ def look(
     stand = avae.explain(x.expand(len(there), -1, -1, -1), there).canonical
     named = {k: v.item() for k, v in poses.as_dict(found.pose[0]).items()}
     return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], plain.loss.item(), out.loss.item(), named,
-                 angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], out.passes, seconds)
+                 angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], int(out.passes.max()), seconds)
 
 # %% ../nbs/17_explore.ipynb #7f8ac0fc
 def render(

@@ -376,7 +376,7 @@ class _Trainer:
         if self.memory is not None: self.memory.pose = tensors["memory"]
         for k in ("epoch", "step", "grown", "seconds", "pose_log"): setattr(self, k, numbers[k])
         self.history = [Epoch(*e) for e in numbers["history"]]
-        if self.processes.main: self.sums += torch.tensor(numbers["sums"]).to(self.sums)  # they are of all processes
+        if self.processes.main: self.sums += torch.tensor(numbers["sums"], dtype=self.sums.dtype, device=self.device)  # of all
         self.processes.scaler.load_state_dict(numbers["scaler"])
 
 # %% ../nbs/12_training.ipynb #e30017
