@@ -7,7 +7,7 @@ __all__ = ['set_seed', 'default_device', 'evaluating', 'check_images', 'check_wr
            'show_images']
 
 # %% ../nbs/00_core.ipynb #1a3d82ba
-import json, os, random, tempfile
+import json, math, os, random, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -43,6 +43,7 @@ def check_images(
     channels: int | None = None,  # C that is expected, any if None
     size: tuple[int, int] | None = None,  # (H, W) that is expected, any if None
     values: bool = True,  # look at the values too, not only at the shape and the type?
+    missing: bool = False,  # may pixels be NaN, not known?
 ) -> Tensor:  # (N, C, H, W), float in [0, 1]
     "Return `x` as float images; `TypeError` or `ValueError` with one clear sentence if it is no batch of images."
     if not isinstance(x, Tensor): raise TypeError(f"x must be a tensor of shape (N, C, H, W), got {type(x).__name__}")
@@ -53,15 +54,16 @@ def check_images(
     if 0 in x.shape[1:]: raise ValueError(f"x must have at least one channel and one pixel, got {tuple(x.shape)}")
     if x.dtype == torch.uint8: return x.to(torch.get_default_dtype()) / 255
     if not x.is_floating_point(): raise TypeError(f"x must be float in [0, 1] or uint8, got {x.dtype}")
-    return _check_values(x) if values else x
+    return _check_values(x, missing) if values else x
 
 def _rank_hint(x):
     hints = {2: ": use x[None, None] for one grey image", 3: ": use x[:, None] for grey images, x[None] for one image"}
     return hints.get(x.dim(), "")
 
-def _check_values(x):
+def _check_values(x, missing):
     if not x.numel(): return x
-    lo, hi = (v.item() for v in torch.aminmax(x.detach()))  # a NaN anywhere makes both NaN
+    seen = x.detach().nan_to_num(0.5, math.inf, -math.inf) if missing else x.detach()
+    lo, hi = (v.item() for v in torch.aminmax(seen))  # a NaN anywhere makes both NaN
     if not np.isfinite([lo, hi]).all():
         raise ValueError(f"x must be finite, got NaN or infinity in {int((~x.isfinite()).sum())} of {x.numel()} values")
     if lo < -1e-6 or hi > 1 + 1e-6: raise ValueError(f"x must lie in [0, 1], got values from {lo:.3g} to {hi:.3g}")
