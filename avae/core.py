@@ -78,7 +78,8 @@ def _writing(path):
 
 def _is_special(path):
     "A device, a pipe or a socket, or a way to a file that is open already (`/dev/stdout`)."
-    return path.exists() and (not path.is_file() or path.is_relative_to("/dev"))
+    named = str(path) in ("/dev/stdout", "/dev/stderr") or path.parent == Path("/dev/fd")
+    return path.exists() and (named or not path.is_file())
 
 def check_writable(path: str | Path):  # the file that is going to be written; its folder is made if need be
     "Fail before a long work, not after it: `OSError` in one sentence if the file cannot be written."
