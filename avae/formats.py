@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ARRAYS', 'NOT_MINE', 'PROJECTIONS', 'COLOURS', 'FORMATS', 'MODES', 'find_files', 'printable', 'Page',
-           'full_range', 'Header', 'read_header', 'read_page', 'read_headers', 'Intensity', 'measure_intensity',
-           'read_image']
+           'full_range', 'Header', 'read_header', 'read_page', 'read_headers', 'Intensity', 'needs_range',
+           'measure_intensity', 'read_image']
 
 # %% ../nbs/01_formats.ipynb #b339614c
 import io, logging, math, os, threading, zipfile
@@ -248,8 +248,8 @@ def _plane_by_pillow(file, page, missing):
         colour = im.mode in ("RGB", "YCbCr", "P") and frame.bitspersample == 8
         if not isinstance(page.index, int) or frame.dtype.kind not in "ub" or not (grey or colour):
             raise ValueError(f"{missing} needs the package imagecodecs: pip install imagecodecs")
-        a = np.asarray(im.convert("RGB") if colour else im.convert("L") if im.mode == "1" else im)
-    return Page(a if a.ndim == 3 else a[..., None], None, _kind_of(a.dtype))
+        a = np.atleast_3d(np.asarray(im.convert("RGB") if colour else im))
+    return Page(a.astype(np.uint8) if a.dtype == bool else a, None, _kind_of(a.dtype))
 
 def _content(handle):
     "A second way into an open file."
@@ -475,11 +475,14 @@ def _kept(source, *how):
 def read_headers(
     files: list[Path],  # image files
     threads: int = 16,  # they mostly wait for the disk
-    **how,  # `channel`, `project` and `channels`, as in `read_header`
+    channel: int | None = None,  # this and the next two as in `read_header`
+    project: str | None = None,
+    channels: int = 1,
 ) -> list:  # for each a `Header`, or the `ValueError` that says why it cannot be read
     "The headers of many files, which are looked into for data that are torn, too."
+    _check_choice(channel, project, channels)
     def one(path):
-        try: return read_header(path, check=True, **how)
+        try: return read_header(path, channel, project, channels, check=True)
         except ValueError as e: return e
     parts = [files[i:i + 64] for i in range(0, len(files), 64)]
     with ThreadPoolExecutor(threads) as pool:
@@ -509,12 +512,23 @@ class Intensity(NamedTuple):
         return light.clip(0, 1).astype(np.float32)
 
     def _range(self, page):
+        self.check(page.number)
         if self.mode == "percentile": return _measured(_some_pixels(page, 65536), page.number)
-        if page.number in self.ranges: return self.ranges[page.number]
-        if self.mode == "none" or self.mode == "auto" and not _is_deep(page.number): return full_range(page.number)
-        raise ValueError(f"normalize holds no range for {page.number} pixels, only for {', '.join(self.ranges) or 'none'}")
+        return self.ranges.get(page.number) or full_range(page.number)
 
-def _is_deep(number): return number.startswith("float") or int(number.lstrip("uint")) > 8
+    def check(self, number: str):  # kind of number, as in `Page`
+        "`ValueError` if there is no range for pixels of this kind."
+        if number in self.ranges or not needs_range(number, self.mode): return
+        raise ValueError(f"normalize holds no range for {number} pixels, only for {', '.join(self.ranges) or 'none'}")
+
+def needs_range(
+    number: str,  # kind of number, as in `Page`
+    mode: str,  # "auto", "percentile", "dataset" or "none"
+) -> bool:
+    "Does a set with such pixels have to be measured? `ValueError` for another mode."
+    if mode not in MODES: raise ValueError(f"normalize must be one of {', '.join(MODES)}, got {mode!r}")
+    deep = number.startswith("float") or int(number.lstrip("uint")) > 8
+    return mode == "dataset" or mode == "auto" and deep
 
 def _some_pixels(page, n=4096):
     "About n of the pixels that are seen, on a grid; the same ones each time."
@@ -528,7 +542,7 @@ def _some_pixels(page, n=4096):
 def _measured(values, number):
     "[low, high]: percentiles; where they are equal, the extremes; where those are, the full range of the type."
     for low, high in (np.percentile(values, (0.1, 99.9)), (values.min(), values.max()), full_range(number)):
-        if high > low: return [float(low), float(high)]
+        if high > low: return [float(f"{low:.6g}"), float(f"{high:.6g}")]
 
 # %% ../nbs/01_formats.ipynb #33a82804
 def measure_intensity(
@@ -536,11 +550,10 @@ def measure_intensity(
     mode: str = "auto",  # "auto", "percentile", "dataset" or "none", see the table
 ) -> Intensity:  # with a range for each kind of number that needs one
     "One range for a set of pictures. `ValueError` for another mode."
-    if mode not in MODES: raise ValueError(f"normalize must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode in ("percentile", "none"): return Intensity(mode, {})
+    needs_range("uint8", mode)
     seen = {}
     for page in pages:
-        if mode == "dataset" or _is_deep(page.number): seen.setdefault(page.number, []).append(_some_pixels(page))
+        if needs_range(page.number, mode): seen.setdefault(page.number, []).append(_some_pixels(page))
     return Intensity(mode, {k: _measured(np.concatenate(v), k) for k, v in seen.items()})
 
 # %% ../nbs/01_formats.ipynb #7b7b9bf0
