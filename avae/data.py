@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from .core import check_images
-from .formats import Intensity, find_files, measure_intensity, needs_range, printable, read_headers, read_image, read_page
+from .formats import Intensity, find_files, measure_intensity, needs_range, printable
+from .formats import read_headers, read_image, read_page
 
 # %% ../nbs/02_data.ipynb #36301139
 def pad_to(
@@ -103,9 +104,9 @@ class ImageDir(Dataset):
         size: int = 64,  # side of the square canvas in pixels
         channels: int = 1,  # 1 = grey, 3 = colour
         fill: float | None = None,  # background beside an image that is not square; the median of its border if None
-        normalize: str | dict | Intensity = "auto",  # how numbers become light: "auto", "dataset", "percentile", "none",
-        # or what another set has found, its `normalize` or `normalize.config()`
-        channel: int | None = None,  # of files with several: the one to take, from 0; each is an item of its own if None
+        normalize: str | dict | Intensity = "auto",  # how numbers become light: "auto", "dataset", "percentile" or
+        # "none", or what another set has found: its `normalize`, or `normalize.config()`
+        channel: int | None = None,  # of files with several: the one to take, from 0; each is an item if None
         project: str | None = None,  # "max", "min" or "mean" over the slices of a stack; each is an item if None
         errors: str = "raise",  # files that cannot be read: "raise", or "skip" and list them in `skipped`
     ):
@@ -132,7 +133,8 @@ class ImageDir(Dataset):
     def __len__(self): return len(self.items)
 
     def __repr__(self):
-        return f"ImageDir({printable(self.root)!r}, {len(self)} images of {len(set(self.files))} files, {self.normalize})"
+        told = f"{len(self):,} images of {len(set(self.files)):,} files"
+        return f"ImageDir({printable(self.root)!r}, {told}, {self.normalize})"
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         file, page = self.items[i]
@@ -161,17 +163,17 @@ def _tell_of_bad(bad, files, errors):
     told = bad[0][1] + (f", and {len(bad) - 1} more of {files:,} files" if len(bad) > 1 else "")
     if errors == "raise" or len(bad) == files:
         raise ValueError(told + ('; errors="skip" leaves them out' if len(bad) < files else ""))
-    warnings.warn(f"{len(bad):,} of {files:,} files cannot be read and are left out, see skipped; the first is {bad[0][1]}",
-                  stacklevel=3)
+    warnings.warn(f"{len(bad):,} of {files:,} files cannot be read and are left out, see skipped; "
+                  f"the first is {bad[0][1]}", stacklevel=3)
 
 def _tell_of_channels(files):
     if not files: return
-    warnings.warn(f"{len(files):,} of the files hold several channels (the first is {printable(files[0])}): each channel is "
-                  "an image of its own; channel=0 takes the first alone", stacklevel=3)
+    warnings.warn(f"{len(files):,} of the files hold several channels (the first is {printable(files[0])}): "
+                  "each channel is an image of its own; channel=0 takes the first alone", stacklevel=3)
 
 def _border(x): return torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1).median()
 
-# %% ../nbs/02_data.ipynb #d26b6139
+# %% ../nbs/02_data.ipynb #0ce40dc1
 class Crops(NamedTuple):
     "Windows around the objects of a field."
     images: Tensor  # (N, C, size, size) in [0, 1]; beyond the field its edge goes on
@@ -199,7 +201,8 @@ def crops(
         at = rows.clamp(0, x.shape[2] - 1)[:, None], columns.clamp(0, x.shape[3] - 1)
         mine = _between(rows, 0, x.shape[2] - 1)[:, None] & _between(columns, 0, x.shape[3] - 1)
         if labels is not None: mine &= labels[at] == name
-        if boxes is not None: mine &= _between(rows, frame[1], frame[3])[:, None] & _between(columns, frame[0], frame[2])
+        left, top, right, bottom = frame
+        if boxes is not None: mine &= _between(rows, top, bottom)[:, None] & _between(columns, left, right)
         images.append(_scaled(x[(slice(None), slice(None), *at)], size))
         masks.append(_scaled(mine[None, None].to(x.dtype), size))
     return Crops(torch.cat(images), torch.cat(masks), middle, names)
@@ -208,9 +211,10 @@ def _between(v, first, last): return (v >= first) & (v <= last)
 
 def _diagonals(frames): return (frames[:, 2:] - frames[:, :2] + 1).norm(dim=1)
 
-def _scaled(x, size): return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+def _scaled(x, size):
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
 
-# %% ../nbs/02_data.ipynb #3eb8eef8
+# %% ../nbs/02_data.ipynb #5518e5ba
 def _frames(x, centres, boxes, labels):
     "Names (N,) and boxes (N, 4) of the objects, and the labels as a tensor; a centre is a box of one point."
     given = {k: v for k, v in dict(centres=centres, boxes=boxes, labels=labels).items() if v is not None}
@@ -225,11 +229,13 @@ def _frames(x, centres, boxes, labels):
     return torch.arange(len(v)), v if width == 4 else v.repeat(1, 2), None
 
 def _frames_of_labels(labels, x):
-    if labels.shape != x.shape[2:]: raise ValueError(f"labels must have the size {tuple(x.shape[2:])} of field, got {tuple(labels.shape)}")
+    if labels.shape != x.shape[2:]:
+        raise ValueError(f"labels must have the size {tuple(x.shape[2:])} of field, got {tuple(labels.shape)}")
     rows, columns = labels.nonzero(as_tuple=True)
     names, of = labels[rows, columns].unique(return_inverse=True)
     if not len(names): raise ValueError("labels must hold an object, but all of them are 0")
-    edge = lambda v, which: torch.zeros(len(names)).double().scatter_reduce(0, of, v.double(), which, include_self=False)
+    none = torch.zeros(len(names), dtype=torch.float64)
+    edge = lambda v, which: none.scatter_reduce(0, of, v.double(), which, include_self=False)
     return names.long(), torch.stack([edge(v, which) for which in ("amin", "amax") for v in (columns, rows)], 1)
 
 # %% ../nbs/02_data.ipynb #e633a36f
