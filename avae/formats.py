@@ -13,6 +13,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial, reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -52,7 +53,9 @@ def _walk(root):
             elif e.is_file() or not os.path.exists(e.path): files.append(folder/e.name)  # a broken link is a bad file
     return files
 
-def printable(path: str | Path) -> str:  # a path  # the same; bytes that are no text, and line breaks, as \\xe9, \\n
+def printable(
+    path: str | Path,  # a path
+) -> str:  # bytes that are no text, and line breaks, stand there as \xe9, \n
     "The name of a file as it can be printed and stored anywhere."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
@@ -117,7 +120,7 @@ def _open_tiff(source, *how):
         if not series: raise ValueError("it holds no image")
         stacks = [_Stack(_outer_axes(s), partial(_tiff_plane, file, s), *how) for s in series]
         size = dict(zip(_axes(series[0].keyframe), series[0].keyframe.shape))
-        shape = size["Y"], size["X"], size.get("S", 1)
+        shape = _shape_upright((size["Y"], size["X"], size.get("S", 1)), _orientation_of(series[0].keyframe))
         return _File(stacks, shape, _number(series[0].keyframe), partial(_check_tiff, file, series), file.close)
     except BaseException:
         file.close()
@@ -175,7 +178,7 @@ def _tiff_plane(file, series, at):
     a = a[tuple(at.get(ax, slice(None)) for ax in _axes(frame))]
     left = [ax for ax in _axes(frame) if ax in "YXS"]
     a = a.transpose([left.index(ax) for ax in "YXS" if ax in left])
-    return _upright(_meaning(a if a.ndim == 3 else a[..., None], frame), frame.tags.valueof(274, default=1))
+    return _upright(_meaning(a if a.ndim == 3 else a[..., None], frame), _orientation_of(frame))
 
 def _page(series, k):
     with _listening():
@@ -220,6 +223,10 @@ def _meaning(a, frame):
         a = high*light[..., :3]*light[..., 3:4]
     return Page(a[..., :3] if kind in COLOURS else a, opacity, number)
 
+def _orientation_of(frame): return frame.tags.valueof(274, default=1)
+
+def _shape_upright(shape, orientation): return (shape[1], shape[0], *shape[2:]) if orientation in (5, 6, 7, 8) else shape
+
 def _upright(page, orientation):
     "Turned as the orientation tag of EXIF and TIFF (1-8) says."
     if orientation not in range(2, 9): return page
@@ -236,19 +243,24 @@ def _missing_codec(page):
     "The step of the compression that tifffile cannot undo on this machine, or None."
     from tifffile import TIFF
     for step, known in ((page.compression, TIFF.DECOMPRESSORS), (page.predictor, TIFF.UNPREDICTORS)):
+        name = f"{type(step).__name__.lower()} {getattr(step, 'name', step)}"
         try: known[step]
-        except KeyError: return f"{type(step).__name__.lower()} {getattr(step, 'name', step)}"
+        except KeyError: return name
+        if "ZSTD" in name and not (find_spec("imagecodecs") or find_spec("compression")): return name
 
 def _plane_by_pillow(file, page, missing):
     "A page whose compression Pillow can undo: whole numbers without a sign, grey, or colours of 8 bits."
-    from PIL import Image
-    with Image.open(_content(file.filehandle), formats=["TIFF"]) as im:
-        frame = page.keyframe
-        if isinstance(page.index, int): im.seek(page.index)
+    from PIL import Image, UnidentifiedImageError
+    advice = ValueError(f"{missing} needs the package imagecodecs: pip install imagecodecs")
+    frame = page.keyframe
+    if not isinstance(page.index, int) or frame.dtype.kind not in "ub": raise advice
+    try: im = Image.open(_content(file.filehandle), formats=["TIFF"])
+    except UnidentifiedImageError: raise advice from None
+    with im:
+        im.seek(page.index)
         grey = im.mode in ("1", "L") or im.mode.startswith("I;16") and _photometric(frame) == "MINISBLACK"
         colour = im.mode in ("RGB", "YCbCr", "P") and frame.bitspersample == 8
-        if not isinstance(page.index, int) or frame.dtype.kind not in "ub" or not (grey or colour):
-            raise ValueError(f"{missing} needs the package imagecodecs: pip install imagecodecs")
+        if not (grey or colour): raise advice
         a = np.atleast_3d(np.asarray(im.convert("RGB") if colour else im))
     return Page(a.astype(np.uint8) if a.dtype == bool else a, None, _kind_of(a.dtype))
 
@@ -281,7 +293,7 @@ def _open_picture(source, *how):
     if deep and im.format != "PNG": raise ValueError("its colours have 16 bits: save it as PNG or TIFF")
     stack = _Stack({"I": pages} if pages > 1 else {}, partial(_picture_plane, im, source if deep else None), *how)
     number = "uint16" if im.mode.startswith("I") or deep else "float32" if im.mode == "F" else "uint8"
-    shape = im.height, im.width, len(im.getbands())
+    shape = _shape_upright((im.height, im.width, len(im.getbands())), _orientation(im))
     return _File([stack], shape, number, partial(_check_picture, im, source), im.close, lasting=False)
 
 def _tile_of(im, word): return bool(im.tile) and word in str(im.tile[0][3])  # how Pillow is going to decode it
@@ -491,7 +503,8 @@ def read_headers(
     parts = [files[i:i + 64] for i in range(0, len(files), 64)]
     with ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda part: [one(p) for p in part], parts)
-        found = tqdm(found, "looking into files", len(parts), leave=False, disable=len(files) < 5_000, unit_scale=64)
+        found = tqdm(found, "looking into files", len(parts), leave=False, unit_scale=64,
+                     disable=True if len(files) < 5_000 else None)
         return [h for part in found for h in part]
 
 # %% ../nbs/01_formats.ipynb #fa68617d
