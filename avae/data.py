@@ -173,7 +173,7 @@ def _tell_of_channels(files):
 
 def _border(x): return torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1).median()
 
-# %% ../nbs/02_data.ipynb #0ce40dc1
+# %% ../nbs/02_data.ipynb #b2269a39
 class Crops(NamedTuple):
     "Windows around the objects of a field."
     images: Tensor  # (N, C, size, size) in [0, 1]; beyond the field its edge goes on
@@ -196,7 +196,7 @@ def crops(
     if side is None: side = size if centres is not None else int(_diagonals(frames).max().ceil())
     middle, images, masks = (frames[:, :2] + frames[:, 2:])/2, [], []
     for name, frame, centre in zip(names, frames, middle):
-        left, top = (centre - (side - 1)/2).round().long().tolist()
+        left, top = (centre - side/2).ceil().long().tolist()  # an even window has one pixel more before its middle
         columns, rows = left + torch.arange(side), top + torch.arange(side)
         at = rows.clamp(0, x.shape[2] - 1)[:, None], columns.clamp(0, x.shape[3] - 1)
         mine = _between(rows, 0, x.shape[2] - 1)[:, None] & _between(columns, 0, x.shape[3] - 1)
@@ -214,7 +214,7 @@ def _diagonals(frames): return (frames[:, 2:] - frames[:, :2] + 1).norm(dim=1)
 def _scaled(x, size):
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
 
-# %% ../nbs/02_data.ipynb #5518e5ba
+# %% ../nbs/02_data.ipynb #2e66baf0
 def _frames(x, centres, boxes, labels):
     "Names (N,) and boxes (N, 4) of the objects, and the labels as a tensor; a centre is a box of one point."
     given = {k: v for k, v in dict(centres=centres, boxes=boxes, labels=labels).items() if v is not None}
