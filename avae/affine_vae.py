@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from .affine import PoseSpace, disc, estimate_background, register, resample
 from .core import check_images, evaluating
+from .formats import Intensity
 from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, full_precision, make_part, name_of,
                          part_config, reparameterize)
 from .optimizers import SearchResult, multistart, random_restarts, scan
@@ -70,6 +71,7 @@ class AffineVAE(nn.Module, Pretrained):
         pose_prior: Callable[[Tensor], Tensor] | None = None,  # log-density of poses (..., D) -> (...); uniform if None
         chunk: int = 256,  # passes made at a time, which bounds the memory
         mask: str | Tensor | None = "auto",  # what is looked at, see above: "disc", "full", (H, W) in [0, 1], or None
+        intensity: Intensity | dict | None = None,  # how numbers in files became light; `train` takes it from its images
     ):
         super().__init__()
         self.compiled, vae = hasattr(vae, "_orig_mod"), getattr(vae, "_orig_mod", vae)
@@ -80,6 +82,7 @@ class AffineVAE(nn.Module, Pretrained):
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.vae, self.poses, self.pose_search, self.budget = vae, poses, search or multistart, budget
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
+        self.intensity = Intensity(**intensity) if isinstance(intensity, dict) else intensity
         self.own_likelihood, self.own_prior = likelihood, prior  # those of the VAE stay there, and are saved with it
         self.register_buffer("own_mask", mask if isinstance(mask, Tensor) else None)
         self.frame = self._choose_frame(mask)
@@ -286,7 +289,8 @@ class AffineVAE(nn.Module, Pretrained):
         return dict(vae=vae, poses=self.poses.config(), search=name_of(self.pose_search, SEARCHES), budget=self.budget, fill=fill,
                     likelihood=part_config(self.own_likelihood), prior=part_config(self.own_prior),
                     pose_prior=self.pose_prior and name_of(self.pose_prior, {}), chunk=self.chunk,
-                    mask=self.frame if self.own_mask is None else list(self.own_mask.shape))
+                    mask=self.frame if self.own_mask is None else list(self.own_mask.shape),
+                    intensity=self.intensity and self.intensity.config())
 
     @classmethod
     def from_config(cls, config: dict, vae=None, **given):  # -> AffineVAE; `given`: what is not of this package

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'pad_to', 'Images', 'mnist_sample', 'data_dir', 'load_dataset', 'Item', 'ImageDir', 'Crops', 'crops',
-           'toy_glyphs']
+           'toy_glyphs', 'split_valid', 'labels_of', 'intensity_of', 'Indexed', 'batches']
 
 # %% ../nbs/02_data.ipynb #303c1ac7
 import os, warnings
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from .core import check_images
 from .formats import Intensity, find_files, measure_intensity, needs_range, printable
 from .formats import read_headers, read_image, read_page
@@ -261,3 +262,78 @@ def toy_glyphs(
     p = torch.stack(torch.meshgrid(t, t, indexing="xy"), -1)
     d = _segment_distance(p, ends[:, :, 0], ends[:, :, 1]).amin(1)
     return torch.sigmoid((width - d)*size)[:, None]
+
+# %% ../nbs/02_data.ipynb #b31859be
+def split_valid(
+    data: Tensor | Images | Dataset,  # N images
+    valid: int,  # how many to set aside, below N
+    seed: int = 0,  # same seed, same split
+) -> tuple:  # training part, validation part, of the type of `data` (a `Subset` of a `Dataset`)
+    "Set a random part aside for validation."
+    n = _count(data)
+    if not 0 <= valid < n: raise ValueError(f"valid must be from 0 to {n - 1}, got {valid}")
+    idx = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return _take(data, idx[valid:]), _take(data, idx[:valid])
+
+def _count(data): return len(data.images if isinstance(data, Images) else data)
+
+def _take(data, idx):
+    if isinstance(data, Tensor): return data[idx]
+    return Images(*(v[idx] for v in data)) if isinstance(data, Images) else Subset(data, idx.tolist())
+
+def labels_of(data: Tensor | Images | Dataset) -> Tensor | None:
+    "The labels of N images as a tensor (N,), if there are any."
+    if isinstance(data, Subset): return None if (v := labels_of(data.dataset)) is None else v[data.indices]
+    try: v = torch.as_tensor(data.labels if isinstance(data, Images) else data.targets).cpu()
+    except (AttributeError, TypeError, ValueError): return None  # none, or words
+    return v if v.dim() == 1 and len(v) == _count(data) else None
+
+def intensity_of(data: Tensor | Images | Dataset) -> Intensity | None:
+    "How numbers in files became light, of an `ImageDir` or a part of one."
+    while isinstance(data, Subset): data = data.dataset
+    return v if isinstance(v := getattr(data, "normalize", None), Intensity) else None
+
+class Indexed(Dataset):
+    "Batches of images with their numbers, out of whatever somebody has; errors as `check_images`."
+
+    def __init__(
+        self,
+        data: Tensor | Images | Dataset,
+        channels: int | None = None,  # C that is expected, any if None
+        size: tuple[int, int] | None = None,  # (H, W) that is expected, any if None
+        missing: bool = False,  # may pixels be NaN, not known?
+    ):
+        self.data, self.check = data, partial(check_images, channels=channels, size=size, missing=missing)
+        self.images = data.images if isinstance(data, Images) else data if isinstance(data, Tensor) else None
+        if self.images is not None: self.check(self.images if self.images.is_floating_point() else self.images[:1])
+        elif not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise TypeError(f"data must be a tensor, Images or a Dataset with a length, got {type(data).__name__}")
+
+    def __len__(self): return _count(self.data)
+
+    def __getitems__(self, idx):  # what a `DataLoader` asks for if it is there: a whole batch at once
+        if self.images is not None: return torch.tensor(idx), self.check(self.images[idx], values=False).float()
+        items = [v[0] if isinstance(v := self.data[i], (tuple, list)) else v for i in idx]
+        if not all(isinstance(v, Tensor) and v.shape == items[0].shape for v in items):
+            raise ValueError("data must give images as tensors (C, H, W) of one size")
+        return torch.tensor(idx), self.check(torch.stack(items)).float()
+
+# %% ../nbs/02_data.ipynb #e30006
+def batches(
+    data: Indexed,
+    numbers: list[list[int]],  # of the images of each batch
+    workers: int = 0,  # processes that read images beside this one
+    device: str | torch.device = "cpu",
+):  # pairs (numbers (B,), images (B, C, H, W) on the device)
+    "Batches of images, one after the other."
+    loader = DataLoader(data, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=workers)
+    try:
+        for idx, x in loader: yield idx, x.to(device)
+    except Exception as e:
+        if "in DataLoader worker process" not in str(e): raise
+        text = str(e).strip().splitlines()[-1].removeprefix(f"{type(e).__name__}: ")
+        try: short = type(e)(text)
+        except Exception: raise e from None
+        raise short from e
+
+def _as_it_is(batch): return batch
