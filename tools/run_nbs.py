@@ -126,6 +126,7 @@ def main():
                 if not args.print: save(nb, f)
                 said = f'{time.time() - start:.1f} s'
         except NotebookFailed as e: failed, said = True, f'failed, left as it was\n{e}'
+        except KeyboardInterrupt: sys.exit(130)
         if failed or not args.print: print(f'{f}: {said}', flush=True)
     sys.exit(failed)
 
