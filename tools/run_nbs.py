@@ -103,10 +103,10 @@ def save(nb, path):
     tmp.replace(path)
 
 def show(out):
-    "Print the text of an output, and no figures"
+    "Print an output, but no figures and no widgets"
     if out.output_type == 'stream': print(out.text, end='', flush=True, file=getattr(sys, out.name))
-    elif 'image/png' not in out.get('data', {}) and (text := out.get('data', {}).get('text/plain')):
-        print(text, end='\n\n', flush=True)
+    elif not {'image/png', WIDGET} & out.get('data', {}).keys():
+        print(out.get('data', {}).get('text/plain', ''), end='\n\n', flush=True)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
