@@ -78,7 +78,7 @@ def plot_loss_over_angle(
         ends.append((mean[-1].item(), label, COLORS[key]))
     for y, label, color in ends: ax.text(186, y, label, color=color, va="center", fontsize=10)
     ax.margins(y=0.1)
-    ax.set(xlabel="angle of the image [degrees]", ylabel="loss [nats per image]", xticks=range(-180, 181, 60),
+    ax.set(xlabel="angle of the image [degrees]", ylabel="loss at z = mu [nats per image]", xticks=range(-180, 181, 60),
            xlim=(-180, 180), ylim=(0, None))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)
@@ -123,7 +123,7 @@ def _energy_panel(ax, angles, energy, out):
     "The energy over the angle, and where the search ended."
     ax.plot(angles, energy, color=COLORS["avae"], lw=1.5)
     ax.plot(out.pose[0, 0], out.loss[0], "o", color=COLORS["vae"], ms=7)
-    ax.set(xlabel="angle [degrees]", ylabel="loss [nats]", xticks=range(-180, 181, 90), xlim=(-180, 180))
+    ax.set(xlabel="angle [degrees]", ylabel="loss at z = mu [nats]", xticks=range(-180, 181, 90), xlim=(-180, 180))
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/14_plots.ipynb #750cce3b
