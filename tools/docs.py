@@ -6,20 +6,19 @@
 Exits with 1 on a link, anchor or picture that leads nowhere, and on anything that a page would load from another host.
 With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml.
 """
-import ast, re, shutil, subprocess, sys, tarfile, textwrap
+import re, shutil, subprocess, sys, tarfile
 from fnmatch import fnmatch
 from html.parser import HTMLParser
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from tokenize import COMMENT, generate_tokens
 from urllib.parse import unquote, urlparse
+import nbdev.serve
 import yaml
 from execnb.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
 from nbdev.quarto import refresh_quarto_yml
-from nbdev.serve import proc_nbs
+from pages import Pages, api, describe_pictures
 
 KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
@@ -36,44 +35,6 @@ CODE = 'code', 'pre', 'script', 'style'
 NOISE = {f'warning: format{what}' for what in (' commonmark is not built: smalldocs makes only html',        # from nbdev
          '.html.keep-md is ignored', '.html.respect-user-color-scheme is ignored')}
 
-def parameters(block):
-    "The signature with comments that show_doc wrote, as a plain one and a table of its parameters"
-    code = re.sub(r"<\w+\.\w+: ('[^']*')>", r'\1', re.sub(r'^class', 'def', block[1]))        # the default of an Enum
-    try: f = ast.parse(code + '    pass').body[0]
-    except SyntaxError: return re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', block[0])               # no links within code
-    notes = {t.start[0]: t.string[1:].strip() for t in generate_tokens(StringIO(code).readline) if t.type == COMMENT}
-    a = f.args
-    plain, last = [*a.posonlyargs, *a.args], len(code.splitlines())
-    args = [(x, d, '') for x, d in zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
-    named = [(x, d, '') for x, d in zip(a.kwonlyargs, a.kw_defaults)]
-    args += [(a.vararg, None, '*'), *named, (a.kwarg, None, '**')]
-    text = lambda node: ast.unparse(node) if node else ''
-    kind = lambda node: re.sub(r'\b(\w+\.)+|\b(NoneType|Annotated)$', '', text(node))
-    cell = lambda t: f'`{t}`'.replace('|', r'\|') if t else ''
-    lines, names = {}, []
-    for x, default, stars in args:
-        if not x: continue
-        lines.setdefault(x.lineno, []).append((stars + x.arg, kind(x.annotation)))
-        names.append(stars + x.arg + (f'={text(default)}' if default else ''))
-    rows = []
-    for n, group in lines.items():                # parameters that share a line and a type also share its comment
-        if len({t for _, t in group}) == 1: group = [('`, `'.join(name for name, _ in group), group[0][1])]
-        rows += [[*map(cell, g), notes.get(n, '') if g is group[-1] else ''] for g in group]
-    if f.returns and text(f.returns) != 'None': rows.append(['**returns**', cell(kind(f.returns)), notes.get(last, '')])
-    give = f' -> {kind(f.returns)}' if f.returns else ''
-    sign = f"{block[1].split()[0].replace('def', '').replace('class', 'class ')}{f.name}({', '.join(names)}){give}"
-    sign = '\n    '.join(textwrap.wrap(sign, 100, break_long_words=False, break_on_hyphens=False))
-    table = ['| parameter | type | |', '|---|---|---|', *('| ' + ' | '.join(r) + ' |' for r in rows)]
-    return f'```python\n{sign}\n```\n\n' + ('::: {.parameters}\n\n' + '\n'.join(table) + '\n\n:::\n' if notes else '')
-
-def api(text):
-    """What show_doc wrote, with classes called classes, a table of the parameters, and without the signature that it
-    makes up for a NamedTuple"""
-    text = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n*', '', text)
-    text = re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
-    text = re.sub(r'^\*(.+)\*$', r'\1', text, flags=re.M)         # italics would end with the line, not the sentence
-    return re.sub(r'^```python\n((?:def|class) .*?)^```\n', parameters, text, flags=re.M | re.S)
-
 def adapt(proc):
     """Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too;
     what they say on stderr"""
@@ -84,6 +45,7 @@ def adapt(proc):
     new = lambda s: name.sub(lambda m: names[m[2]], s)
     for old, page in names.items():
         nb = read_nb(proc/old)
+        describe_pictures(nb)
         for c in nb.cells:
             if c.cell_type == 'raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
             if c.cell_type == 'markdown':
@@ -95,7 +57,8 @@ def adapt(proc):
         write_nb(nb, proc/page)
     sidebar = yaml.safe_load((proc/'sidebar.yml').read_text())
     parts = sidebar['website']['sidebar']['contents']
-    for part in parts: part['contents'] = [names[n] for n in sorted(names) if fnmatch(n, part['contents'])]
+    globs = lambda part: part['contents'] if isinstance(part['contents'], list) else [part['contents']]
+    for part in parts: part['contents'] = [names[n] for g in globs(part) for n in sorted(names) if fnmatch(n, g)]
     sidebar['website']['sidebar']['contents'] = [part for part in parts if part['contents']]
     if lost := set(names.values()) - {n for part in parts for n in part['contents']}:
         sys.exit(f'in no section of nbs/sidebar.yml: {lost}')
@@ -175,7 +138,8 @@ def main():
     docs, proc = cfg.doc_path, cfg.config_path/'_proc'
     for p in docs, proc: shutil.rmtree(p, ignore_errors=True)
     refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
-    proc_nbs(n_workers=2)                # show_doc, links of names in backticks, hidden cells -> _proc/
+    nbdev.serve.FilterDefaults = Pages   # the source of exported cells is shown
+    nbdev.serve.proc_nbs(n_workers=2)    # show_doc, links of names in backticks, hidden cells -> _proc/
     bad = adapt(proc)
     for p in sorted(cfg.nbs_path.glob('[2-4][0-9]_*.ipynb')):
         if not any(c.get('outputs') for c in read_nb(p).cells): bad.append(f'{p.name} has no outputs: run it')
