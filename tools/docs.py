@@ -7,13 +7,17 @@ Exits with 1 on a link, anchor or picture that leads nowhere, and on anything th
 With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml.
 """
 import re, shutil, subprocess, sys, tarfile
+from base64 import b64decode
 from fnmatch import fnmatch
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlparse
 import nbdev.serve
+import numpy as np
 import yaml
+from PIL import Image
 from execnb.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
@@ -22,7 +26,7 @@ from pages import Pages, api, describe_pictures
 
 KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
-SEARCH = """// A page opened from a folder may not fetch search.json: give it the same from search.js
+SCRIPT = """// A page opened from a folder may not fetch search.json: give it the same from search.js
 if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, reject) => {
   const script = document.createElement('script')
   script.src = document.querySelector('meta[name="smalldocs:offset"]').content + 'search.js'
@@ -30,6 +34,11 @@ if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, re
   script.onerror = reject
   document.head.append(script)
 });
+// The sidebar begins where the reader is
+(() => {
+  const side = document.querySelector('#quarto-sidebar'), here = side && side.querySelector('a[aria-current]')
+  if (here) side.scrollTop += here.getBoundingClientRect().top - side.getBoundingClientRect().top - side.clientHeight/2
+})();
 """
 CODE = 'code', 'pre', 'script', 'style'
 NOISE = {f'warning: format{what}' for what in (' commonmark is not built: smalldocs makes only html',        # from nbdev
@@ -81,11 +90,37 @@ def vendor_katex(docs):
         for n in 'katex.min.js', 'katex.min.css', 'contrib/auto-render.min.js': shutil.copy(src/n, dst/n)
     return True
 
-def search_in_folders(docs):
-    "Let the search work without a server too"
+def script(docs):
+    "Let the search work without a server too, and the sidebar show the page that is read"
     (docs/'search.js').write_text(f"window.searchIndex = {(docs/'search.json').read_text()}")
     js = docs/'site_libs'/'smalldocs.js'
-    js.write_text(SEARCH + js.read_text())
+    js.write_text(SCRIPT + js.read_text())
+
+def markdown_copies(docs, parts, site):
+    "affine.md beside affine.html, as a reader guesses it, instead of Quarto's affine.llms.md; llms.txt in our order"
+    for p in docs.glob('*.llms.md'):
+        p.with_name(p.name.replace('.llms.md', '.md')).write_text(p.read_text().replace('.llms.md', '.md'))
+        p.unlink()
+    lines = (docs/'llms.txt').read_text().split('## ')[0].strip().splitlines()
+    for part in parts:
+        lines += ['', f"## {part['section']}", '']
+        for name in part['contents']:
+            title, _, what, *_ = (docs/name).with_suffix('.md').read_text().splitlines()
+            lines.append(f"- [{title.strip('# ')}]({site}/{name.replace('.ipynb', '.md')}): {what}")
+    (docs/'llms.txt').write_text('\n'.join(lines) + '\n')
+
+def is_plot(picture):
+    "Lines on white paper, rather than images or maps?"
+    grey = np.asarray(Image.open(picture).convert('L'))
+    return (grey > 245).mean() > 0.5 and (grey < 12).mean() < 0.05
+
+def mark_plots(docs):
+    "Mark the plots, so that the dark theme can show them in reverse"
+    def mark(m):
+        data = m[1].startswith('data:image/png') and BytesIO(b64decode(m[1].partition(',')[2]))
+        picture = data or m[1].endswith('.png') and docs/m[1]
+        return m[0].replace('<img', '<img data-plot', 1) if picture and is_plot(picture) else m[0]
+    for p in docs.glob('*.html'): p.write_text(re.sub(r'<img\b[^>]*?src="([^"]+)"', mark, p.read_text()))
 
 def localize(docs, site, katex):
     "Make links to our own published site, and to KaTeX where it is at hand, relative; leave out the theme's web fonts"
@@ -135,7 +170,7 @@ def faults(docs):
 def main():
     cfg = get_config()
     if cfg.lib_name not in NbdevLookup().entries: sys.exit(f'{cfg.lib_name} is not installed: pip install -e ".[dev]"')
-    docs, proc = cfg.doc_path, cfg.config_path/'_proc'
+    docs, proc, site = cfg.doc_path, cfg.config_path/'_proc', cfg.doc_host + cfg.doc_baseurl
     for p in docs, proc: shutil.rmtree(p, ignore_errors=True)
     refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
     nbdev.serve.FilterDefaults = Pages   # the source of exported cells is shown
@@ -148,8 +183,11 @@ def main():
     said = [line for line in (r.stdout + r.stderr).splitlines() if line not in NOISE]
     shutil.move(proc/docs.name, docs)
     katex = vendor_katex(docs)
-    search_in_folders(docs)
-    localize(docs, cfg.doc_host + cfg.doc_baseurl, katex)
+    script(docs)
+    parts = yaml.safe_load((proc/'sidebar.yml').read_text())['website']['sidebar']['contents']
+    markdown_copies(docs, parts, site)
+    mark_plots(docs)
+    localize(docs, site, katex)
     bad += [s for s in said if s.startswith('warning')]
     bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
     print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')
