@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
-           'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'load_vae', 'save_vae', 'multistart',
-           'random_restarts', 'scan', 'split_valid', 'train']
+           'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart', 'random_restarts',
+           'scan', 'split_valid', 'train']
 
 # %% ../nbs/19_package.ipynb #de77e401
 __version__ = "0.1.0"
@@ -13,11 +13,12 @@ __version__ = "0.1.0"
 # %% ../nbs/19_package.ipynb #ef478b52
 from .affine import PoseSpace, invert, random_views, warp
 from .data import ImageDir, load_dataset, mnist_sample, toy_glyphs
-from .models import VAE, AffineVAE, Bernoulli, Gaussian, PaperLoss, load_pretrained, load_vae, save_vae
+from .affine_vae import AffineVAE
+from .models import VAE, Bernoulli, Gaussian, PaperLoss, load_pretrained
 from .optimizers import multistart, random_restarts, scan
 from .training import split_valid, train
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
-         'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'load_vae', 'save_vae', 'multistart',
+         'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
          'random_restarts', 'scan', 'split_valid', 'train']

@@ -67,7 +67,8 @@ def demo(
     from avae.core import check_writable, default_device, write_json
     from avae.data import mnist_sample
     from avae.evaluation import evaluate_rotation, loss_over_angle
-    from avae.models import AffineVAE, load_pretrained
+    from avae.affine_vae import AffineVAE
+    from avae.models import load_pretrained
     from avae.plots import plot_loss_over_angle, save_figure
     for path in [out/"story.png"] + ([json_file] if json_file else []): check_writable(path)
     device = default_device()
@@ -206,7 +207,8 @@ def _model(o, spaces):
     "The model and the poses of a regime."
     from avae.affine import PoseSpace
     from avae.core import set_seed
-    from avae.models import VAE, AffineVAE, Bernoulli, Gaussian, PaperLoss
+    from avae.affine_vae import AffineVAE
+    from avae.models import VAE, Bernoulli, Gaussian, PaperLoss
     if o.regime != "upright" and not spaces:
         raise ValueError(f"regime {o.regime} needs an angle, scale, shear or shift")
     if o.regime == "random" and not o.augment: raise ValueError("regime random without random poses: drop --no-augment")

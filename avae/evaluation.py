@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .affine import random_views, warp
 from .core import evaluating, write_json
 from .data import Images, load_dataset, mnist_sample
-from .models import AffineVAE
+from .affine_vae import AffineVAE
 from .optimizers import scan
 from .training import train
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from .affine import IDENTITY, PoseSpace, estimate_background, warp
 from .core import check_images
 from .data import _border, _read_image, mnist_sample
-from .models import VAE, AffineVAE, load_pretrained
+from .affine_vae import AffineVAE
+from .models import VAE, load_pretrained
 from .optimizers import multistart, random_restarts, scan
 from .plots import COLORS
 

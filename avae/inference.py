@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.quasirandom import SobolEngine
 from .core import check_images, evaluating
-from .models import AffineVAE, PaperLoss, StandardNormal
+from .affine_vae import AffineVAE
+from .models import PaperLoss, StandardNormal
 
 # %% ../nbs/08_inference.ipynb #74536701
 class LogWeights(NamedTuple):

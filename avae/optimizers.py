@@ -18,22 +18,44 @@ class SearchResult(NamedTuple):
     "The best pose of each of N images, and all that were tried."
     pose: Tensor  # (N, D)
     energy: Tensor  # (N,) nats, that of `pose`
-    passes: int  # spent per image
+    passes: Tensor  # (N,), spent on each image
     tried: Tensor  # (N, P, D), the identity first
     energies: Tensor  # (N, P) nats
 
 def best_of(
     tried: Tensor,  # (N, P, D), the identity first
     energies: Tensor,  # (N, P) nats; what is not finite is never chosen
-    passes: int,  # spent per image
+    passes: int | Tensor,  # spent on all images alike, or (N,) on each
     tie: float = 1e-3,  # nats that another pose must gain over the identity
 ) -> SearchResult:
     "Choose the pose of least energy of each image."
     score = torch.where(energies.isfinite(), energies, math.inf)
     score = torch.cat([score[:, :1] - tie, score[:, 1:]], 1)
-    i = score.argmin(1, keepdim=True)
-    pose = tried.gather(1, i[..., None].expand(-1, -1, tried.shape[-1]))[:, 0]
-    return SearchResult(pose, energies.gather(1, i)[:, 0], passes, tried, energies)
+    best = score.argmin(1, keepdim=True)
+    pose = tried.gather(1, best[..., None].expand(-1, -1, tried.shape[-1]))[:, 0]
+    passes = torch.as_tensor(passes, device=tried.device).expand(len(tried))
+    return SearchResult(pose, energies.gather(1, best)[:, 0], passes, tried, energies)
+
+def _candidates(poses, x, candidates, log_q, most):
+    "Poses from elsewhere (N, K, D), within the bounds; if it is known how probable they are, no more than `most`."
+    if candidates is None: return x.new_zeros(len(x), 0, len(poses))
+    if candidates.shape[::2] != (len(x), len(poses)):
+        raise ValueError(f"candidates must have the shape (N, K, D)={(len(x), 'K', len(poses))}, got {tuple(candidates.shape)}")
+    unit = poses.to_unit(candidates := candidates.to(x))
+    inside = torch.where((unit < 0) | (unit > 1), poses.from_unit(unit), candidates)  # others bit for bit as they are
+    if log_q is None: return inside
+    if log_q.shape != candidates.shape[:2]:
+        raise ValueError(f"log_q must have one number for each candidate {tuple(candidates.shape[:2])}, got {tuple(log_q.shape)}")
+    return _pick(-log_q.to(x), max(0, most), inside)
+
+def _pick(energies, k, pose):
+    "Of poses (N, S, D) the k of least energy."
+    best = energies.nan_to_num(nan=math.inf).topk(min(k, energies.shape[1]), dim=1, largest=False).indices
+    return pose.gather(1, best[..., None].expand(-1, -1, pose.shape[-1]))
+
+def _enough(budget, least):
+    "One sentence, if the budget is too small."
+    if budget < least: raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
 
 # %% ../nbs/05_optimizers.ipynb #c259bfac
 def _grid(poses, n):
@@ -46,12 +68,20 @@ def scan(
     poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
     budget: int = 361,  # passes per image, one more than there are points
+    candidates: Tensor | None = None,  # (N, K, D) further poses to look at
+    log_q: Tensor | None = None,  # (N, K), how probable each is
 ) -> SearchResult:
     "Look everywhere: a regular grid in one dimension, Sobol points in more; no refinement."
-    if budget < 3: raise ValueError(f"budget must be at least 3 passes per image, got {budget}")
-    points = _grid(poses, budget - 1) if len(poses) == 1 else torch.cat([poses.identity(), poses.sobol(budget - 2)])
-    tried = points.to(x).expand(len(x), -1, -1)
-    return best_of(tried, energy(x, tried), budget - 1)
+    known = _candidates(poses, x, candidates, log_q, budget - 3)
+    n = budget - 1 - known.shape[1]
+    _enough(budget, 3 + known.shape[1])
+    points = _grid(poses, n) if _one_line(poses) else torch.cat([poses.identity(), poses.sobol(n - 1)])
+    tried = torch.cat([points.to(x).expand(len(x), -1, -1), known], 1)
+    return best_of(tried, energy(x, tried), tried.shape[1])
+
+def _one_line(poses):
+    "Is there but one parameter, and a continuous one?"
+    return len(poses) == 1 and not any(poses.discrete)
 
 # %% ../nbs/05_optimizers.ipynb #7c8bc22e
 def value_and_grad(
@@ -80,6 +110,8 @@ def random_restarts(
     poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
     budget: int | None = None,  # passes per image, sets `starts`; None = as `starts` says
+    candidates: Tensor | None = None,  # (N, K, D) further poses to start from
+    log_q: Tensor | None = None,  # (N, K), how probable each is
     starts: int = 30,  # random poses to start from
     steps: int = 30,  # Adam steps from each
     lr: float = 1/628,  # Adam's step as a part of the range: 0.01 radians of the full circle, as in 2019
@@ -89,15 +121,18 @@ def random_restarts(
     """Random starts and Adam (Bidart and Wong, 2019): 1 + 3 x starts x steps passes, or 1 + starts + 3 x steps from
     the best only. `ValueError` if the budget is too small."""
     if descend not in ("all", "best"): raise ValueError(f'descend must be "all" or "best", got {descend!r}')
-    if budget is not None: starts = (budget - 2)//(3*steps) if descend == "all" else budget - 2 - 3*steps
     least = 3*steps + (2 if descend == "all" else 3)
-    if starts < 1 or steps < 1:
-        raise ValueError(f"budget must allow one start of {steps} steps, {least} passes per image, got {budget}")
+    most = starts if budget is None else (budget - 2)//(3*steps) if descend == "all" else budget - 2 - 3*steps
+    known = poses.to_unit(_candidates(poses, x, candidates, log_q, most))
+    starts = max(0, most - known.shape[1])
+    if steps < 1 or most < max(1, known.shape[1]):
+        least += (known.shape[1] - 1)*(3*steps if descend == "all" else 1)*(known.shape[1] > 0)
+        raise ValueError(f"budget must allow each start {steps} steps, {least} passes per image at least, got {budget}")
     identity = poses.identity(len(x)).to(x)[:, None]
     tried, energies, passes = [identity], [energy(x, identity)], 1
-    u = poses.to_unit(poses.sample(starts, seed)).to(x).expand(len(x), -1, -1).clone()
+    u = torch.cat([poses.to_unit(poses.sample(starts, seed)).to(x).expand(len(x), -1, -1), known], 1)
     if descend == "best":
-        tried, passes = tried + [poses.from_unit(u)], passes + starts
+        tried, passes = tried + [poses.from_unit(u)], passes + u.shape[1]
         energies.append(energy(x, tried[-1]))
         u = poses.to_unit(best_of(tried[-1], energies[-1], 0, tie=0).pose)[:, None]
     u = torch.nn.Parameter(u)
@@ -180,33 +215,28 @@ def multistart(
     x: Tensor,  # (N, C, H, W)
     budget: int | None = None,  # passes per image; 26 in one dimension, 120 in more, if None
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
+    log_q: Tensor | None = None,  # (N, K), how probable each is: the most probable are taken if not all can be
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
-    """Look around, then refine the best: parabolas in one dimension, Sobol points and quasi-Newton in more.
-    `ValueError` if the budget is too small."""
-    one = len(poses) == 1
-    extra = [] if candidates is None else [_within_bounds(poses, candidates.to(x))]
-    if budget is None: budget = default_budget(poses) + sum(c.shape[1] for c in extra)
-    least = (4 if one else 8) + sum(c.shape[1] for c in extra)
-    if budget < least:
-        raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
-    return (_search_1d if one else _search_nd)(energy, poses, x, budget - 1, extra, seed)
+    """Look around, then refine the best: parabolas in one dimension, Sobol points, registration and quasi-Newton in
+    more. `ValueError` if the budget is too small."""
+    least = 4 if _one_line(poses) else 8
+    known = _candidates(poses, x, candidates, log_q, (budget or default_budget(poses)) - least)
+    if budget is None: budget = default_budget(poses) + (known.shape[1] if log_q is None else 0)
+    _enough(budget, least + known.shape[1])
+    search = _search_1d if _one_line(poses) else _search_nd
+    return search(energy, poses, x, budget - 1, known, seed)
 
 def default_budget(poses: PoseSpace) -> int:
     "Passes per image of a search that nobody has limited."
-    return 26 if len(poses) == 1 else 120
+    return 26 if _one_line(poses) else 120
 
-def _within_bounds(poses, pose):
-    "Poses beyond the bounds at the bounds, others bit for bit as they are."
-    u = poses.to_unit(pose)
-    return torch.where((u < 0) | (u > 1), poses.from_unit(u), pose)
-
-def _search_1d(energy, poses, x, spend, extra, seed):
+def _search_1d(energy, poses, x, spend, known, seed):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
-    periodic, known, unit = poses.periodic[0], sum(c.shape[1] for c in extra), poses.to_unit(poses.identity())
+    periodic, unit = poses.periodic[0], poses.to_unit(poses.identity())
     skip = int(not periodic and not 0 <= unit <= 1)  # an identity beyond the bounds is no neighbour of any pose
-    start = _grid(poses, max(3, round(0.5*(spend - known))))
-    tried = torch.cat([start.to(x).expand(len(x), -1, -1), *extra], 1)
+    start = _grid(poses, max(3, round(0.5*(spend - known.shape[1]))))
+    tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
     energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
         k = min(max(1, round(0.4*left)), tried.shape[1] - skip)
@@ -214,12 +244,12 @@ def _search_1d(energy, poses, x, spend, extra, seed):
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
 
-def _search_nd(energy, poses, x, spend, extra, seed, steps=20):
+def _search_nd(energy, poses, x, spend, known, seed, steps=20):
     "Spend at most so many passes on the identity, on Sobol points, and on the ways down from the best."
-    left = spend - 1 - sum(c.shape[1] for c in extra)  # beside the identity and the candidates
+    left = spend - 1 - known.shape[1]  # beside the identity and the candidates
     around = round((0.4 if hasattr(energy, "align") else 0.3)*left)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
-    tried = torch.cat([look.expand(len(x), -1, -1), *extra], 1)
+    tried = torch.cat([look.expand(len(x), -1, -1), known], 1)
     if hasattr(energy, "align"): tried, energies = _register_best(energy, x, tried, round(0.6*(left - around)))
     else: energies = energy(x, tried)
     down = (spend - tried.shape[1])//3  # gradients
@@ -239,8 +269,3 @@ def _register_best(energy, x, pose, spend, coarse=(4, 2, 2)):
         pose = _pick(energies, math.ceil(0.45*spend), better)
         spend -= pose.shape[1]
     return torch.cat(tried, 1), torch.cat(values, 1)
-
-def _pick(energies, k, pose):
-    "Of poses (N, S, D) the k of least energy."
-    best = energies.nan_to_num(nan=math.inf).topk(min(k, energies.shape[1]), dim=1, largest=False).indices
-    return pose.gather(1, best[..., None].expand(-1, -1, pose.shape[-1]))
