@@ -52,16 +52,16 @@ def adapt(proc):
     if len(set(names.values())) < len(names): sys.exit(f'two notebooks would share a page: {names}')
     name = re.compile(rf"(?<![\w/.-])(nbs/|\./)?({'|'.join(map(re.escape, names))})\b")
     new = lambda s: name.sub(lambda m: names[m[2]], s)
+    links = lambda s: re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), s)
     for old, page in names.items():
         nb = read_nb(proc/old)
         describe_pictures(nb)
         for c in nb.cells:
             if c.cell_type == 'raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
-            if c.cell_type == 'markdown':
-                c.source = re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), c.source)
+            if c.cell_type == 'markdown': c.source = links(c.source)
             for o in c.get('outputs', []):
                 if o.get('name') == 'stderr': said.append(f"{old}: says on stderr {''.join(o.text).strip()[:99]}")
-                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = api(''.join(md))
+                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = links(api(''.join(md)))
         (proc/old).unlink()
         write_nb(nb, proc/page)
     sidebar = yaml.safe_load((proc/'sidebar.yml').read_text())
