@@ -22,7 +22,7 @@ from execnb.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
 from nbdev.quarto import refresh_quarto_yml
-from pages import Pages, api, describe_pictures
+from pages import Pages, describe_pictures
 
 KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
@@ -52,7 +52,8 @@ def adapt(proc):
     if len(set(names.values())) < len(names): sys.exit(f'two notebooks would share a page: {names}')
     name = re.compile(rf"(?<![\w/.-])(nbs/|\./)?({'|'.join(map(re.escape, names))})\b")
     new = lambda s: name.sub(lambda m: names[m[2]], s)
-    links = lambda s: re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), s)
+    flat = lambda s: re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]\(', r'[\1](', s)         # nbdev links a name within a link, too
+    links = lambda s: re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), flat(s))
     for old, page in names.items():
         nb = read_nb(proc/old)
         describe_pictures(nb)
@@ -61,7 +62,7 @@ def adapt(proc):
             if c.cell_type == 'markdown': c.source = links(c.source)
             for o in c.get('outputs', []):
                 if o.get('name') == 'stderr': said.append(f"{old}: says on stderr {''.join(o.text).strip()[:99]}")
-                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = links(api(''.join(md)))
+                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = links(''.join(md))
         (proc/old).unlink()
         write_nb(nb, proc/page)
     sidebar = yaml.safe_load((proc/'sidebar.yml').read_text())

@@ -1,19 +1,20 @@
 """What a page shows of a library notebook: the source of every exported cell, and what each function takes and gives.
 
 An exported cell is folded where it is marked `#| export`, and open where it is marked `#| exports`. Signatures and
-tables of parameters are read from the package itself, because `show_doc` shortens types and mixes up comments.
+tables of parameters are read from the text of the package: `show_doc` shortens types, mixes up comments, and would
+have to run the notebooks.
 """
 import ast, json, re, textwrap
 from functools import cache
 from io import StringIO
-from pathlib import Path
 from tokenize import COMMENT, generate_tokens
+from execnb.nbio import mk_cell
 from nbdev.config import get_config
-from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
-from nbdev.processors import FilterDefaults, add_fold, mv_exports, rm_export
+from nbdev.processors import FilterDefaults, add_fold, clean_show_doc, exec_show_docs, mv_exports, rm_export
 
 EXPORTS = {'export', 'exporti', 'exports'}
+MODULE = re.compile(r'^#\|\s*default_exp\s+(\S+)', re.M)
 
 def defined(source):
     "The names that a cell defines at its top level, in their order"
@@ -32,26 +33,29 @@ def fold_source(cell):
 
 def is_exported(cell): return bool(cell.cell_type == 'code' and (cell.directives_ or {}).keys() & EXPORTS)
 
+def anchors(cell, known):
+    "A place to link to for each name in the source that has no heading of its own"
+    tree = ast.parse(cell.source)
+    names = [f'{c.name}.{n.name}' for c in tree.body if isinstance(c, ast.ClassDef) for n in c.body if hasattr(n, 'name')]
+    ids = [n.lower() for n in defined(cell.source) + names if n.lower() not in known]
+    return [mk_cell(''.join(f'<span id="{i}"></span>' for i in ids), 'markdown')] if ids else []
+
 class DocsFirst(Processor):
-    "Put what `show_doc` says of an exported cell before its source, in the order of the source"
+    "Put what is said of an exported cell before its source, in the order of the source"
     def begin(self):
+        heads = re.findall(r'^### (\S+)$', '\n'.join(c.source for c in self.nb.cells if c.source.startswith('---')), re.M)
+        known = {h.replace('\\', '').lower() for h in heads}
         out, docs = [], []
         for cell in reversed(self.nb.cells):
             if getattr(cell, 'has_sd', 0): docs.append(cell)
-            elif docs and is_exported(cell): out, docs = [*out, cell, *reversed(docs)], []
+            elif is_exported(cell): out, docs = [*out, cell, *anchors(cell, known), *reversed(docs)], []
             else: out, docs = [*out, *docs, cell], []
         self.nb.cells[:] = out[::-1]
 
-class Pages(FilterDefaults):
-    "nbdev's processing, with the source of the package on its pages"
-    def base_procs(self):
-        ours = {rm_export: fold_source, mv_exports: DocsFirst}
-        return [ours.get(p, p) for p in super().base_procs() if p is not add_fold]
-
 @cache
-def package(file):
-    "The syntax tree of a file of the package, and its comments by line"
-    text = (get_config().config_path/file).read_text()
+def package(module):
+    "The syntax tree of a module of the package, and its comments by line"
+    text = (get_config().lib_path/f'{module}.py').read_text()
     comments = {t.start[0]: t.string[1:].strip() for t in generate_tokens(StringIO(text).readline) if t.type == COMMENT}
     return ast.parse(text), comments
 
@@ -115,23 +119,37 @@ def table(rows, what):
     code = lambda words: ', '.join(f'`{w}`'.replace('|', r'\|') for w in words)
     cells = [('**returns**' if n == 'returns' else code(n), code(kinds), said.replace('|', r'\|')) for n, kinds, said in rows]
     lines = [f'| {what} | type | meaning |', '|---|---|---|', *('| ' + ' | '.join(c) + ' |' for c in cells)]
-    return '\n'.join(['::: {.parameters}\n', *map(NbdevLookup().link_line, lines), '\n:::\n'])
+    return '\n'.join(['::: {.parameters}\n', *lines, '\n:::\n'])
 
-def api(text):
-    "What `show_doc` wrote, with our signature, then what it does, then a table of parameters or fields"
-    head = re.match(r'.*?^### (?P<name>\S+)\n', text, re.M | re.S)
-    if not head: return text
-    name, rest = head['name'], text[head.end():]
-    file = re.search(r'/(\w+/\w+\.py)#L', head[0])
-    node, comments = (find(package(file[1])[0], name), package(file[1])[1]) if file else (None, {})
-    said = re.sub(r'^\s*```python\n.*?^```\n', '', rest, flags=re.M | re.S).strip()
-    said = re.sub(r'^\*(.+)\*$', r'\1', said, flags=re.M)          # italics would end with the line, not the sentence
+def api(module, name):
+    "Heading, link to the source, signature, what it does, and a table of parameters or fields"
+    tree, comments = package(module)
+    node, cfg = find(tree, name), get_config()
+    if node is None: raise ValueError(f'show_doc({name}): {cfg.lib_name}/{module}.py defines no such name')
+    link = f'{cfg.git_url}/blob/{cfg.branch}/{cfg.lib_name}/{module}.py#L{node.lineno}'
+    title = name.replace('_', r'\_')                              # __call__ is no bold call
     is_class = isinstance(node, ast.ClassDef)
     f = find(node, '__init__') if is_class else node
-    sign = f'```python\n{signature(name.split(".")[-1], f, is_class)}\n```' if isinstance(f, ast.FunctionDef) else ''
-    rows = parameters(f, comments) if sign else fields(node, comments) if is_class else []
-    title = head[0].replace(name, name.replace('_', r'\_'))       # __call__ is no bold call
-    return '\n\n'.join(p for p in (title.strip(), sign, said, table(rows, 'parameter' if sign else 'field')) if p) + '\n'
+    sign = f'```python\n{signature(name.split(".")[-1], f, is_class)}\n```' if f else ''
+    rows = parameters(f, comments) if f else fields(node, comments)
+    parts = [f'---\n\n[source]({link}){{target="_blank" style="float:right; font-size:smaller"}}', f'### {title}', sign,
+             ast.get_docstring(node) or '', table(rows, 'parameter' if f else 'field')]
+    return '\n\n'.join(p for p in parts if p) + '\n'
+
+class Documented(Processor):
+    "Write the documentation of a name in place of `show_doc(name)`"
+    def begin(self): self.module = next((m[1] for c in self.nb.cells if (m := MODULE.search(c.source or ''))), None)
+    def __call__(self, cell):
+        if cell.cell_type != 'code' or not (name := re.match(r'show_doc\(([\w.]+)', cell.source or '')): return
+        cell.cell_type, cell.source = 'markdown', api(self.module, name[1])
+        cell.pop('outputs', None)
+        cell.pop('execution_count', None)
+
+class Pages(FilterDefaults):
+    "nbdev's processing, with our documentation, and with the source of the package on its pages"
+    def base_procs(self):
+        ours = {exec_show_docs: Documented, rm_export: fold_source, mv_exports: DocsFirst}
+        return [ours.get(p, p) for p in super().base_procs() if p not in (add_fold, clean_show_doc)]
 
 def plain(markdown):
     "The last paragraph of a text, without its marks and its formulas' dollars"
@@ -143,7 +161,7 @@ def describe_pictures(nb):
     "Give each picture a text for whoever does not see it: its caption, or else the words that lead to it"
     words = ''
     for c in nb.cells:
-        if c.cell_type == 'markdown': words = plain(c.source) or words
+        if c.cell_type == 'markdown' and not c.source.startswith('---'): words = plain(c.source) or words
         shown = [k for o in c.get('outputs', []) for k in o.get('data', {}) if k.startswith('image/')]
         if c.cell_type != 'code' or not shown or '#| fig-alt:' in c.source: continue
         caption = re.search(r'^#\| fig-cap: *(.+)$', c.source, re.M)
