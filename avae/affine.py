@@ -92,11 +92,15 @@ def warp(
     fill: float | Tensor | None = 0.0,  # background outside the canvas: a number, (C,), (N, C), or None: as its border
     mode: str = "bilinear",  # one of `MODES`
 ) -> Tensor:  # (N, C, H, W)
-    "Move the content of images by `mat`; differentiable. `ValueError` for a mat of a wrong shape or without inverse."
+    """Move the content of images by `mat`; differentiable. Pixels that are NaN, not known, stay so. `ValueError` for a mat
+    of a wrong shape or without inverse."""
     x, back = check_images(x, values=False), invert(mat.float() if mat.dtype in HALF else mat)
     if mat.shape[:-2] not in ((), (len(x),)):
         raise ValueError(f"mat must have one matrix for each of the {len(x)} images, got the shape {tuple(mat.shape)}")
-    return resample(x, back.to(torch.promote_types(x.dtype, torch.float32)).expand(len(x), 3, 3), fill, mode)
+    back = back.to(torch.promote_types(x.dtype, torch.float32)).expand(len(x), 3, 3)
+    if not (hidden := x.isnan()).any(): return resample(x, back, fill, mode)
+    near = F.max_pool2d(hidden.float(), 3, 1, 1)  # what is not known spoils its neighbours
+    return resample(x.nan_to_num(), back, fill, mode).masked_fill(resample(near, back, 0.0) > 0.01, math.nan)
 
 # %% ../nbs/03_affine.ipynb #bf4ee3ac
 def disc(
@@ -128,8 +132,8 @@ def estimate_background(
     x: Tensor,  # (N, C, H, W)
     mask: Tensor | None = None,  # as for `along_border`
 ) -> Tensor:  # (N, C)
-    "The background of each image: the median along the border."
-    return along_border(x, mask).median(-1).values
+    "The background of each image: the median along the border, of the pixels that are known (no NaN)."
+    return along_border(x, mask).nanmedian(-1).values.nan_to_num()
 
 # %% ../nbs/03_affine.ipynb #05a4185f
 class Box:
@@ -326,7 +330,7 @@ def register(
     x: Tensor,  # (N, C, H, W), what they should look like
     poses: PoseSpace,
     pose: Tensor,  # (N, D), where to begin
-    mask: Tensor | None = None,  # (H, W) in [0, 1], how much each pixel of `x` counts
+    mask: Tensor | None = None,  # (H, W), or (N, C, H, W), in [0, 1], how much each pixel of `x` counts
     fill: float | None = None,  # beyond the canvas of `y`, as for `resample`
     reach: float | None = None,  # as for `resample`
     coarse: int = 2,  # side of the squares of pixels that are averaged first
@@ -336,9 +340,9 @@ def register(
     "The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference."
     if not len(x): return pose
     size, d, h = tuple(x.shape[-2:]), len(poses), 0.004  # of the unit cube, for differences
-    mask = x.new_ones(size) if mask is None else mask
-    if min(size) >= 8*coarse: x, y, mask = (F.avg_pool2d(v, coarse, ceil_mode=True) for v in (x, y, mask[None]))
-    weight, periodic = mask.reshape(-1).repeat(x.shape[1]), torch.tensor(poses.periodic, device=x.device)
+    mask = (x.new_ones(size) if mask is None else mask).expand(1 if mask is None or mask.dim() == 2 else len(x), *x.shape[1:])
+    if min(size) >= 8*coarse: x, y, mask = (F.avg_pool2d(v, coarse, ceil_mode=True) for v in (x, y, mask))
+    weight, periodic = mask.flatten(1), torch.tensor(poses.periodic, device=x.device)
     def put(y, u):
         back = torch.linalg.inv_ex(poses.mat(poses.from_unit(u), size)).inverse
         return resample(y, back, fill, "bilinear", reach).flatten(1)
@@ -348,7 +352,8 @@ def register(
     for _ in range(steps):
         near = (u[:, None] + h*torch.eye(d).to(u)).flatten(0, 1)
         J = (put(y.repeat_interleave(d, 0), near).view(len(x), d, -1) - now[:, None])/h
-        A, g = (J*weight) @ J.mT, (J*weight) @ (x.flatten(1) - now)[..., None]
+        weighted = J*weight[:, None]
+        A, g = weighted @ J.mT, weighted @ (x.flatten(1) - now)[..., None]
         scale = A.diagonal(dim1=1, dim2=2)
         A = A + torch.diag_embed(scale*damping + 1e-3*scale.mean(1, keepdim=True) + 1e-6)
         step = torch.linalg.solve_ex(A, g).result[..., 0]

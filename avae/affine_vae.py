@@ -116,6 +116,7 @@ class AffineVAE(nn.Module, Pretrained):
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
         with exact:
             mat, plain = self.poses.mat(pose, x.shape[-2:]), background[..., None, None].expand_as(x)
+            counted, x = self._counted(x), torch.where(x.isnan(), plain, x)
             looked_at = x if self.own_mask is None else torch.lerp(plain, x, self._own_mask(x))
             canonical = resample(looked_at, mat, background, "bicubic")
             seen = canonical if self.mask is None else torch.lerp(plain, canonical, self._frame(x))
@@ -123,7 +124,7 @@ class AffineVAE(nn.Module, Pretrained):
         decoded = self._decode(reparameterize(mu, logvar, self.training, noise))
         with exact:
             recon = self._place(decoded, mat, "bilinear" if self.training else "soft")
-            nll, kl = self.nll(x, recon), self.prior.kl(mu, logvar)
+            nll, kl = self.likelihood.nll(x, recon, *counted), self.prior.kl(mu, logvar)
         passes = torch.as_tensor(passes, device=x.device).expand(len(x))
         return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes), decoded
 
@@ -191,13 +192,17 @@ class AffineVAE(nn.Module, Pretrained):
 
     def floor(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N,) nats
         "What the best reconstruction would cost, on the pixels that count."
-        return self.likelihood.floor(x, *self._counted(x))
+        return self.likelihood.floor(x.nan_to_num(), *self._counted(x))
 
     def nll(self, x: Tensor, recon: Tensor) -> Tensor:  # two (N, C, H, W) -> (N,) nats
         "What a reconstruction in the observed frame costs, on the pixels that count."
-        return self.likelihood.nll(x, recon, *self._counted(x))
+        return self.likelihood.nll(x.nan_to_num(), recon, *self._counted(x))
 
-    def _counted(self, x): return () if self.mask is None else (self.window(x),)
+    def _counted(self, x):
+        "How much each pixel counts, (H, W), or (N, C, H, W) where some are not known; for a likelihood, as arguments."
+        known = (~hidden).to(x.dtype) if (hidden := x.isnan()).any() else None
+        if self.mask is None: return () if known is None else (known,)
+        return (self.window(x) if known is None else self.window(x)*known,)
 
     def decode(
         self,
@@ -259,14 +264,14 @@ class AffineVAE(nn.Module, Pretrained):
 
     def forward(
         self,
-        x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8
+        x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8; what is NaN is not known, and does not count
         budget: int | None = None,  # passes per image, the last one included; that of the model if None
         pose: Tensor | None = None,  # (N, D) known poses: no search
     ) -> AffineVAEOutput:
         "Find the pose of each image and explain it; errors as `check_images`, `ValueError` if the budget is too small."
-        x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()))
+        x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()), missing=True)
         x = full_precision(x, self.vae)
-        if len(x): self.check_module(x[:1])
+        if len(x): self.check_module(x[:1].nan_to_num())
         if pose is None:
             found = [self.search(b, budget) for b in x.split(self.chunk)]
             pose, passes = torch.cat([f.pose for f in found]), torch.cat([f.passes for f in found]) + 1
@@ -336,11 +341,13 @@ class PoseEnergy:
     ) -> tuple[Tensor, Tensor]:  # energies (N, S) of these poses, and better ones (N, S, D) to try next
         "The energy, and the pose under which what was decoded is most like the image: one pass, and some warps."
         model, background, values, better = self.model, self.model.background(x), [], []
-        mask, beyond = model.window(x), model._beyond(x)
+        mask, = model._counted(x) or (None,)
+        each, beyond = mask is not None and mask.dim() == 4, model._beyond(x)
         for rows, some in zip(_rows(pose).split(model.chunk), pose.flatten(0, 1).split(model.chunk)):
             with self.context(): loss, decoded = self._loss(x[rows], some, background[rows])
             values.append(loss)
-            better.append(register(decoded, x[rows], model.poses, some, mask, **beyond, coarse=coarse, steps=steps))
+            counts = mask[rows] if each else mask
+            better.append(register(decoded, x[rows].nan_to_num(), model.poses, some, counts, **beyond, coarse=coarse, steps=steps))
         return self._add_prior(torch.cat(values), pose), torch.cat(better).view_as(pose)
 
     def _add_prior(self, losses, pose):

@@ -86,8 +86,8 @@ def evaluate_rotation(
     twin = avae(x, budget).pose  # where the search puts the upright image: its own canonical pose
     error = angle_error(found.pose[:, 0], (twin + pose)[:, 0], labels)
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright), vae_rotated=(vae_rotated, views, 1, ms_vae),
-                avae_rotated=(found.loss, views, found.passes, ms_avae),
-                oracle_rotated=(torch.cat([s.energy for s in scans]), views, scans[0].passes + 1, ms_oracle))
+                avae_rotated=(found.loss, views, int(found.passes.max()), ms_avae),
+                oracle_rotated=(torch.cat([s.energy for s in scans]), views, int(scans[0].passes.max()) + 1, ms_oracle))
     return _report(rows, avae.floor, true_pose=given(views, pose), error=error)
 
 # %% ../nbs/13_evaluation.ipynb #c51845cb

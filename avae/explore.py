@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from .affine import IDENTITY, PoseSpace, estimate_background, warp
 from .core import check_images
-from .data import _border, _read_image, mnist_sample
+from .data import _border, mnist_sample
+from .formats import read_image as read_picture
 from .affine_vae import AffineVAE
 from .models import VAE, load_pretrained
 from .optimizers import multistart, random_restarts, scan
@@ -109,7 +110,7 @@ def look(
     stand = avae.explain(x.expand(len(there), -1, -1, -1), there).canonical
     named = {k: v.item() for k, v in poses.as_dict(found.pose[0]).items()}
     return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], plain.loss.item(), out.loss.item(), named,
-                 angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], out.passes, seconds)
+                 angles, energies, valleys, stand, found.tried[0, :, at], found.energies[0], int(out.passes.max()), seconds)
 
 # %% ../nbs/17_explore.ipynb #7f8ac0fc
 def render(
@@ -206,9 +207,9 @@ def read_image(
     fill: float = 0.0,  # background; a border much lighter or darker than it means that the image is inverted
 ) -> Tensor:  # (1, C, H, W) in [0, 1]
     "An image from the bytes of a file, 70 % of the canvas wide or high; `ValueError` in one sentence if it is none."
-    try: x = _read_image(io.BytesIO(content), channels, fill)
+    try: x = read_picture(io.BytesIO(content), 0, channels, fill)
     except ValueError: raise ValueError("this file is no image that can be read: use PNG, JPEG or TIFF") from None
-    if x.max() - x.min() < 1e-3: x = _read_image(io.BytesIO(content), channels, 1 - fill)  # ink on nothing
+    if x.max() - x.min() < 1e-3: x = read_picture(io.BytesIO(content), 0, channels, 1 - fill)  # ink on nothing
     if (_border(x) - fill).abs() > 0.5: x = 1 - x
     h, w = x.shape[-2:]
     ratio = 0.7*min(size[0]/h, size[1]/w)

@@ -10,6 +10,7 @@ __all__ = ['ARCHS', 'PARTS', 'MODELS', 'HUB', 'Bernoulli', 'Gaussian', 'Standard
 # %% ../nbs/04_models.ipynb #2e05a158
 import json, math, os
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -269,6 +270,7 @@ def load_pretrained(
     config, state = _read(where, hub)
     try:
         name = config.pop("model")
+        if name == "avae.AffineVAE": import_module("avae.affine_vae")  # a later chapter, perhaps not read yet
         if name not in MODELS:
             raise ValueError(f"{where} was saved by {name}, which is not of this package: import that class first")
         config.pop("avae", 0), config.pop("info", 0)

@@ -113,7 +113,7 @@ def plot_schematic(
     for a, b in [(0.373, 0.388), (0.462, 0.487), (0.508, 0.532), (0.61, 0.627)]: arrow(a, b, "")
     page.text(0.497, 0.95, "a VAE that has only seen upright digits", ha="center", fontsize=11, color="#5B7083")
     _energy_panel(fig.add_axes([0.34, 0.13, 0.36, 0.28]), angles, energy, out)
-    search = f"search: which pose\nexplains $x$ best?\nhere {out.pose[0, 0]:.0f}° after\n{out.passes} passes"
+    search = f"search: which pose\nexplains $x$ best?\nhere {out.pose[0, 0]:.0f}° after\n{out.passes.max()} passes"
     page.text(0.25, 0.27, search, ha="right", va="center", fontsize=11)
     why = "the likelihood is taken on the\npixels of $x$ itself, so that\nposes can be compared"
     page.text(0.74, 0.27, why, ha="left", va="center", fontsize=11)

@@ -67,8 +67,8 @@ def _labels(data):
 class _Indexed(Dataset):
     "Batches of images with their numbers, out of whatever somebody has."
 
-    def __init__(self, data, channels=None, size=None):
-        self.data, self.check = data, partial(check_images, channels=channels, size=size)
+    def __init__(self, data, channels=None, size=None, missing=False):
+        self.data, self.check = data, partial(check_images, channels=channels, size=size, missing=missing)
         self.images = data.images if isinstance(data, Images) else data if isinstance(data, Tensor) else None
         if self.images is not None: self.check(self.images if self.images.is_floating_point() else self.images[:1])
         elif not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -144,7 +144,7 @@ def _check_frame(model, x, fill, augmented):
     affine = isinstance(model, AffineVAE)
     given, mask = (model.fill, model.window(x)) if affine else (fill, None)
     edge, most = along_border(x, mask), lambda v: (v.amax(1) > 0).float().mean() > 0.5  # of the images (N, C)
-    seen, spread = edge.median(-1).values, edge.quantile(0.75, -1) - edge.quantile(0.25, -1)
+    seen, spread = edge.nanmedian(-1).values, edge.nanquantile(0.75, -1) - edge.nanquantile(0.25, -1)
     if given is None:
         if most(spread - 0.4):
             warnings.warn(f"the background is hard to tell, most images have two colours or more along their border: "
@@ -153,7 +153,7 @@ def _check_frame(model, x, fill, augmented):
         warnings.warn(f"fill says that the background is {said.mean():.2f}, but most images have {seen.mean():.2f} along "
                       f"their border: fill=None estimates it")
     if not affine or mask is None or augmented or not any(model.poses.periodic) or len(x) < 200: return
-    light, marks = (still := flat_field(x)).extent
+    light, marks = (still := flat_field(x.nan_to_num())).extent
     if light > 0.03 or marks > 0.02 and not isinstance(model.mask, Tensor):
         warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
                       f"flat_field. Pay no heed if the objects do not turn")
@@ -186,6 +186,7 @@ class _Trainer:
         self.affine, self.device, self.workers = isinstance(model, AffineVAE), processes.device, workers
         self.vae = model.vae if self.affine else model
         expect = (self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else (None, None)
+        expect += (self.affine,)  # which knows what to do with pixels that are NaN
         self.data, self.valid = _Indexed(data, *expect), None if valid is None else _Indexed(valid, *expect)
         self.labels = _labels(data)
         self._look_at_data()
@@ -208,7 +209,7 @@ class _Trainer:
         some = self.data.__getitems__(list(range(0, n, -(-n//512))))[1]
         again = self.data.__getitems__(list(range(0, n, -(-n//512)))[:4])[1]
         self.fingerprint, some = fingerprint(some, again), some.to(self.device)
-        self.size, one = tuple(some.shape[2:]), some[:1]
+        self.size, one = tuple(some.shape[2:]), some[:1].nan_to_num()
         if self.processes.main: _check_frame(self.model, some, self.options.fill, self.augment is not None)
         self.model.to(self.device)
         if self.affine: self.model.check_module(one)
@@ -376,7 +377,7 @@ class _Trainer:
         if self.memory is not None: self.memory.pose = tensors["memory"]
         for k in ("epoch", "step", "grown", "seconds", "pose_log"): setattr(self, k, numbers[k])
         self.history = [Epoch(*e) for e in numbers["history"]]
-        if self.processes.main: self.sums += torch.tensor(numbers["sums"]).to(self.sums)  # they are of all processes
+        if self.processes.main: self.sums += torch.tensor(numbers["sums"], dtype=self.sums.dtype, device=self.device)  # of all
         self.processes.scaler.load_state_dict(numbers["scaler"])
 
 # %% ../nbs/12_training.ipynb #e30017

@@ -3,7 +3,8 @@ import pytest
 import torch
 from avae.affine import PoseSpace, random_views
 from avae.data import toy_glyphs
-from avae.models import VAE, AffineVAE
+from avae.affine_vae import AffineVAE
+from avae.models import VAE
 from avae.training import train
 
 TURN, SHIFT, SCALE = PoseSpace(angle=180), PoseSpace(angle=180, shift=0.2), PoseSpace(angle=180, scale=1.3)

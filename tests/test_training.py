@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torchvision.transforms.functional import to_pil_image
-from avae import training
+from avae import runs
 from avae.affine import PoseSpace
+from avae.affine_vae import AffineVAE
 from avae.data import toy_glyphs
-from avae.models import VAE, AffineVAE
+from avae.models import VAE
+from avae.processes import launch
 from avae.training import train
 
 ROOT, TURN = Path(__file__).resolve().parents[1], PoseSpace(angle=180)
@@ -23,7 +25,7 @@ def work(run, before=lambda: None, resume=False):
           epochs=6, batch_size=16, grow=2, search_warmup=8, device='cpu', save_every=2)
 
 CLEAN = multiprocessing.get_context('forkserver')  # not forks of this process, which may have computed with threads
-CLEAN.set_forkserver_preload(['accelerate', 'avae.training', 'avae.data'])
+CLEAN.set_forkserver_preload(['avae.training', 'avae.data'])
 
 def call(data):
     function, args = cloudpickle.loads(data)
@@ -43,7 +45,7 @@ def finish(*args, **kwargs):
 def result(run):
     "What a run ends with: weights and losses"
     lines = map(json.loads, (run/'metrics.jsonl').read_text().splitlines())
-    weights = {(f, k): v.tolist() for f in ('best', 'last') for k, v in load_file(run/f'{f}.safetensors').items()}
+    weights = {(f, k): v.tolist() for f in ('best', 'last') for k, v in load_file(run/f/'model.safetensors').items()}
     return weights, (run/'poses.jsonl').read_text(), [(e['epoch'], e['train'], e['valid'], e['passes']) for e in lines]
 
 @pytest.fixture(scope='module')
@@ -55,7 +57,7 @@ def whole(tmp_path_factory):
 
 def test_killed_at_random_moments(whole, tmp_path):
     run, rng, killed = tmp_path/'run', random.Random(0), 0
-    stamp = lambda: f.stat().st_mtime_ns if (f := run/training.CHECKPOINT).exists() else 0
+    stamp = lambda: f.stat().st_mtime_ns if (f := run/runs.CHECKPOINT).exists() else 0
     for k in range(5):
         p, before = start(run, lambda: None, k > 0), stamp()
         while p.exitcode is None and stamp() == before: time.sleep(0.001)
@@ -72,7 +74,7 @@ def in_a_write(n):
     "Half of the n-th checkpoint is written when the process dies"
     write, count = Path.write_bytes, iter(range(10**6))
     def half(path, data):
-        if training.CHECKPOINT in path.name and next(count) == n: write(path, data[:len(data)//2]); die()
+        if runs.CHECKPOINT in path.name and next(count) == n: write(path, data[:len(data)//2]); die()
         return write(path, data)
     Path.write_bytes = half
 
@@ -81,16 +83,16 @@ def in_a_rename(n):
     replace, count = Path.replace, iter(range(10**6))
     def moved(path, target):
         replace(path, target)
-        if path.name == training.CHECKPOINT and next(count) == n: die()
+        if path.name == runs.CHECKPOINT and next(count) == n: die()
     Path.replace = moved
 
 def before_the_record(n):
     "The n-th checkpoint is there, but nothing that is made from it"
-    record, count = training._write_record, iter(range(10**6))
+    record, count = runs.Run.record, iter(range(10**6))
     def dead(*args):
         if next(count) == n: die()
         return record(*args)
-    training._write_record = dead
+    runs.Run.record = dead
 
 @pytest.mark.parametrize('how', [in_a_write, in_a_rename, before_the_record])
 def test_killed_in_the_middle_of_a_save(whole, tmp_path, how):
@@ -108,9 +110,9 @@ def test_a_disk_that_fills_up(whole, tmp_path):
             if meta['epoch'] == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
             try: save(run, tensors, meta)
             except OSError as e: said.write_text(str(e)); raise SystemExit(3)
-        save, training._save_checkpoint = training._save_checkpoint, report
+        save, runs.write_checkpoint = runs.write_checkpoint, report
     assert finish(run, full) == 3
-    assert said.read_text().startswith(f'cannot write {run/training.CHECKPOINT}: ')
+    assert said.read_text().startswith(f'cannot write {run/runs.CHECKPOINT}: ')
     assert not list(run.glob('.tmp*')) and finish(run, lambda: None, True) == 0
     assert result(run) == whole
 
@@ -149,19 +151,20 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',
               search_warmup=6, report=report)
     assert (finish(whole, function=part), finish(run, 2, function=part)) == (0, 3)
-    training.launch(part, run, None, True, processes=2)
+    launch(part, run, None, True, processes=2)
     last = lambda run: json.loads((run/'metrics.jsonl').read_text().splitlines()[-1])
     assert abs(last(whole)['train']/last(run)['train'] - 1) < 1e-2
 
 def test_more_processes_than_images_in_a_step(tmp_path):
     work = lambda: train(VAE(2, 16), toy_glyphs(9, 16), batch_size=1, epochs=1, device='cpu')
-    with pytest.raises(ValueError, match='each of the 2 processes an image'): training.launch(work, processes=2)
+    with pytest.raises(ValueError, match='each process at least 1 images'): launch(work, processes=2)
 
 SCRIPT = """
 import faulthandler, torch
 faulthandler.dump_traceback_later(100, exit=True)
 from avae import VAE, toy_glyphs
-from avae.training import launch, train
+from avae.processes import launch
+from avae.training import train
 x = toy_glyphs(300, 28)
 (x.repeat(30, 1, 1, 1)*2).sum(); VAE(2, 28)(x[:256])              # with as many threads as there are
 def work(run=None): train(VAE(2, 28), x, run=run, epochs=1, device='cpu', workers=1)
@@ -182,7 +185,7 @@ def test_launch_from_a_script_that_has_computed(threads, tmp_path):
 
 ORPHANS = """
 import os, sys, threading, time
-from avae.training import launch
+from avae.processes import launch
 def work(): open(os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(100)
 def leave():
     while not (os.path.exists('0') and os.path.exists('1')): time.sleep(0.01)

@@ -5,7 +5,7 @@
 import argparse, json, shutil
 from pathlib import Path
 from nbdev.config import get_config
-from avae.models import load_vae, save_vae
+from avae.models import load_pretrained
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -15,12 +15,13 @@ def main():
     command = json.loads((args.run/'settings.json').read_text())['command']
     lines = [json.loads(line) for line in (args.run/'metrics.jsonl').read_text().splitlines()]
     best = min(lines, key=lambda e: e['valid'])
-    out = cfg.lib_path/f'{args.name}.safetensors'
-    save_vae(load_vae(args.run/'best.safetensors'), out, command=command, epoch=str(best['epoch']), valid=f"{best['valid']:.3f}")
+    out = cfg.lib_path/'pretrained'/args.name
+    model = load_pretrained(args.run/'best')
+    getattr(model, 'vae', model).save_pretrained(out, info=dict(command=command, epoch=best['epoch'], valid=round(best['valid'], 3)))
     record = cfg.nbs_path/'results'/'runs'/args.name
     record.mkdir(parents=True, exist_ok=True)
     for f in ('settings.json', 'metrics.jsonl', 'poses.jsonl'):
         if (args.run/f).exists(): shutil.copy(args.run/f, record/f)
-    print(f"{out}: {out.stat().st_size:,} bytes, epoch {best['epoch']}, validation {best['valid']:.2f} nats, by `{command}`")
+    print(f"{out}: epoch {best['epoch']}, validation {best['valid']:.2f} nats, by `{command}`")
 
 if __name__ == '__main__': main()
