@@ -4,6 +4,7 @@ The site is built where _docs/ is older than what it is made of. Pictures of the
 """
 import json, re, subprocess, sys
 from functools import partial
+from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,8 +12,10 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(p for p in (ROOT/'avae').glob('*.py') if p.name != '_modidx.py')
 DOCS, SHOTS = ROOT/'_docs', ROOT/'tests'/'screenshots'
-PAGES = 'index', 'affine', 'optimizing_rotations'
+PAGES = 'index', 'affine', 'optimizing_rotations', 'results'
+STORY = {'affine': ['resample', 'PoseSpace'], 'optimizers': ['parabola_step', 'quasi_newton', '_search_1d'], 'affine_vae': ['AffineVAE']}
 SIZES = {'desktop': dict(width=1280, height=900), 'phone': dict(width=390, height=844)}
 LEFT_RAW = r"""() => { const main = document.querySelector('main').cloneNode(true)
   main.querySelectorAll('.katex, pre, code, script, style').forEach(e => e.remove())
@@ -24,7 +27,7 @@ def site():
     "The address of the site, built anew where it is out of date"
     SHOTS.mkdir(exist_ok=True)
     with FileLock(SHOTS/'.lock'):                                # one build, also under `pytest -n 2`
-        parts = [ROOT/'settings.ini', ROOT/'tools'/'docs.py', *(ROOT/'nbs').glob('*.*'), *(ROOT/'imgs').iterdir()]
+        parts = [ROOT/'settings.ini', *(ROOT/'tools').glob('*.py'), *MODULES, *(ROOT/'nbs').glob('*.*'), *(ROOT/'imgs').iterdir()]
         changed = max(p.stat().st_mtime for p in parts if p.name not in ('nbdev.yml', '.last_checked'))
         done = DOCS/'.complete'                                  # tools/docs.py leaves it behind where all went well
         if not done.exists() or done.stat().st_mtime < changed:
@@ -85,25 +88,114 @@ def test_pages_are_whole(reader, theme, size):
         assert page.locator('.katex').count() or name != 'affine', 'no formula was set'
         assert page.locator('.katex-error').count() == 0 and page.evaluate(LEFT_RAW) == [], name
         assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width'], f'{name} scrolls sideways'
-        assert page.locator('main img, main canvas').count(), name
+        assert page.locator('main img, main canvas, main table').count(), name
         assert r.dark == (theme == 'dark')
         page.screenshot(path=SHOTS/f'{name}-{r.name}.png', full_page=True)
 
 def test_sidebar_tells_the_story(reader):
     page = reader().open('index')
     sections = page.locator('#quarto-sidebar .sidebar-item-section > .sidebar-item-container').all_inner_texts()
-    assert [s.strip() for s in sections] == ['Idea', 'Library', 'Experiments', 'Guides']
+    assert [s.strip() for s in sections] == ['Idea', 'Guides', 'Library', 'Experiments']
     links = page.locator('#quarto-sidebar a.sidebar-link[href]').evaluate_all('s => s.map(a => a.getAttribute("href"))')
     assert sorted(links) == sorted({p.name for p in DOCS.glob('*.html')}), 'a page is not in the sidebar, or is twice'
 
+class Code(HTMLParser):
+    "The blocks of code of a page: `blocks`, and those of them that are `folded` away"
+    def __init__(self, text):
+        super().__init__()
+        self.blocks, self.folded, self.pre, self.closed = [], [], False, False
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        if tag == 'details': self.closed = 'open' not in dict(attrs)
+        if tag == 'pre':
+            self.pre = True
+            self.blocks.append('')
+    def handle_endtag(self, tag):
+        if tag == 'details': self.closed = False
+        if tag == 'pre':
+            self.pre = False
+            if self.closed: self.folded.append(self.blocks[-1])
+    def handle_data(self, text):
+        if self.pre: self.blocks[-1] += text
+
+def cells(module):
+    "The cells that nbdev has exported into a module, as they are in the notebook"
+    text = re.sub(r'^#\|.*\n', '', re.sub(r'^(\s*from) \.', r'\1 avae.', module.read_text(), flags=re.M), flags=re.M)
+    return [c.strip() for c in re.split(r'^# %% \.\..*\n', text, flags=re.M)[1:]]
+
+@pytest.mark.parametrize('module', MODULES, ids=lambda p: p.stem)
+def test_page_shows_the_whole_source(site, module):
+    page = Code((DOCS/f"{module.stem.replace('__init__', 'package')}.html").read_text())
+    lost = [c for c in cells(module) if not c.startswith('__version__') and not any(c in b for b in page.blocks)]
+    assert not lost, f'{len(lost)} cells are nowhere on the page, the first is:\n{lost[0]}'
+
+@pytest.mark.parametrize('name', [f'{page}.{n}' for page, names in STORY.items() for n in names])
+def test_source_of_the_story_is_open(site, name):
+    page, name = name.split('.')
+    head = re.compile(rf'^(def|class) {name}\b', re.M)
+    code = Code((DOCS/f'{page}.html').read_text())
+    assert any(head.search(b) for b in code.blocks) and not any(head.search(b) for b in code.folded), 'mark it `#| exports`'
+
 def test_functions_have_signature_parameters_and_source(reader):
     page = reader().open('affine')
-    assert 'warp(x, mat, fill=' in page.locator('main pre').filter(has_text='warp(x, mat').first.inner_text()
+    assert page.locator('main pre').filter(has_text='warp(x, mat, fill=').first.is_visible()
+    block = page.locator('#warp ~ .parameters, section:has(> #warp) .parameters').first
+    assert block.locator('th').all_inner_texts() == ['parameter', 'type', 'meaning']
     row = page.locator('.parameters tr').filter(has_text='motion of the content').first.inner_text()
     assert 'mat' in row and 'Tensor' in row
     assert '/avae/affine.py#L' in page.locator('main a:text-is("source")').first.get_attribute('href')
     page.locator('main p a:has(code:text-is("warp"))').first.click()               # a name in backticks leads there
     assert page.url.endswith('#warp')
+
+def test_each_comment_makes_one_row_of_a_table():
+    source = '''
+class Box:
+    sides: tuple  # three numbers
+    def look(self, x: Tensor, at: int | None = None) -> Tensor:  # (N, D), an index -> (N,)
+        pass
+    def fit(self, *xs: "Tensor",  # (N, D) each
+            deep: Annotated[bool, typer.Option(help="All of it.")] = False, **more):  # passed on
+        pass
+'''
+    sys.path.insert(0, str(ROOT/'tools'))
+    import ast
+    import pages
+    look, fit = pages.find(tree := ast.parse(source), 'Box.look'), pages.find(tree, 'Box.fit')
+    notes = {n: line.split('#')[1].strip() for n, line in enumerate(source.splitlines(), 1) if '#' in line}
+    assert pages.parameters(look, notes) == [(['x', 'at'], ['Tensor', 'int | None'], '(N, D), an index'), ('returns', ['Tensor'], '(N,)')]
+    assert pages.parameters(fit, notes) == [(['*xs'], ['Tensor'], '(N, D) each'), (['deep', '**more'], ['bool'], 'All of it.')]
+    assert pages.fields(tree.body[0], notes) == [(['sides'], ['tuple'], 'three numbers')]
+    assert pages.signature('look', look, False) == 'look(x, at=None) -> Tensor'
+    assert pages.signature('fit', fit, False) == 'fit(*xs, deep=False, **more)'
+
+def test_every_picture_has_a_text_and_every_page_its_markdown(site):
+    for page in DOCS.glob('*.html'):
+        silent = [i[:80] for i in re.findall(r'<img\b[^>]*>', page.read_text()) if not re.search(r'\balt="[^"]+"', i)]
+        assert not silent, f'{page.name}: {silent}'
+        assert page.with_suffix('.md').exists() and f'/{page.stem}.md)' in (DOCS/'llms.txt').read_text(), page.name
+
+@pytest.mark.parametrize('size', SIZES)
+def test_nothing_is_cut_and_the_sidebar_shows_where_one_is(reader, size):
+    r = reader(size=size)
+    for name in (p.stem for p in DOCS.glob('*.html')):
+        page = r.open(name)
+        assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width'], f'{name} scrolls sideways'
+        if size == 'phone': continue
+        cut = page.evaluate("[...document.querySelectorAll('.math.display')].filter(e => e.scrollWidth > e.clientWidth + 1).length")
+        assert cut == 0, f'{name}: a formula is cut'
+        here = page.locator('#quarto-sidebar a[aria-current]').bounding_box()
+        assert 0 < here['y'] < SIZES[size]['height'] - here['height'], name
+
+def test_plots_are_dark_in_the_dark(reader):
+    page = reader(theme='dark').open('optimizing_rotations')
+    assert 'invert' in page.locator('main img[data-plot]').first.evaluate('e => getComputedStyle(e).filter')
+    assert 'brightness' in reader(theme='dark').open('index').locator('main img:not([data-plot])').first.evaluate(
+        'e => getComputedStyle(e).filter')
+
+def test_readme_names_every_notebook():
+    text = (ROOT/'README.md').read_text()
+    lost = [p.name for p in (ROOT/'nbs').glob('*.ipynb') if p.name != 'index.ipynb' and f'](nbs/{p.name})' not in text]
+    assert not lost, f'{lost}: run `python tools/run_nbs.py nbs/index.ipynb`, then `python tools/readme.py`'
 
 @pytest.mark.parametrize('where', ['server', 'folder'])
 @pytest.mark.parametrize('theme', ['light', 'dark'])

@@ -6,24 +6,27 @@
 Exits with 1 on a link, anchor or picture that leads nowhere, and on anything that a page would load from another host.
 With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml.
 """
-import ast, re, shutil, subprocess, sys, tarfile, textwrap
+import re, shutil, subprocess, sys, tarfile
+from base64 import b64decode
 from fnmatch import fnmatch
 from html.parser import HTMLParser
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from tokenize import COMMENT, generate_tokens
 from urllib.parse import unquote, urlparse
+import nbdev.serve
+import numpy as np
 import yaml
+from PIL import Image
 from execnb.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
 from nbdev.quarto import refresh_quarto_yml
-from nbdev.serve import proc_nbs
+from pages import Pages, describe_pictures
 
 KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
-SEARCH = """// A page opened from a folder may not fetch search.json: give it the same from search.js
+SCRIPT = """// A page opened from a folder may not fetch search.json: give it the same from search.js
 if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, reject) => {
   const script = document.createElement('script')
   script.src = document.querySelector('meta[name="smalldocs:offset"]').content + 'search.js'
@@ -31,48 +34,15 @@ if (location.protocol === 'file:') window.fetch = () => new Promise((resolve, re
   script.onerror = reject
   document.head.append(script)
 });
+// The sidebar begins where the reader is
+(() => {
+  const side = document.querySelector('#quarto-sidebar'), here = side && side.querySelector('a[aria-current]')
+  if (here) side.scrollTop += here.getBoundingClientRect().top - side.getBoundingClientRect().top - side.clientHeight/2
+})();
 """
 CODE = 'code', 'pre', 'script', 'style'
 NOISE = {f'warning: format{what}' for what in (' commonmark is not built: smalldocs makes only html',        # from nbdev
          '.html.keep-md is ignored', '.html.respect-user-color-scheme is ignored')}
-
-def parameters(block):
-    "The signature with comments that show_doc wrote, as a plain one and a table of its parameters"
-    code = re.sub(r"<\w+\.\w+: ('[^']*')>", r'\1', re.sub(r'^class', 'def', block[1]))        # the default of an Enum
-    try: f = ast.parse(code + '    pass').body[0]
-    except SyntaxError: return re.sub(r'\[(`[^`]*`)\]\([^)]*\)', r'\1', block[0])               # no links within code
-    notes = {t.start[0]: t.string[1:].strip() for t in generate_tokens(StringIO(code).readline) if t.type == COMMENT}
-    a = f.args
-    plain, last = [*a.posonlyargs, *a.args], len(code.splitlines())
-    args = [(x, d, '') for x, d in zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
-    named = [(x, d, '') for x, d in zip(a.kwonlyargs, a.kw_defaults)]
-    args += [(a.vararg, None, '*'), *named, (a.kwarg, None, '**')]
-    text = lambda node: ast.unparse(node) if node else ''
-    kind = lambda node: re.sub(r'\b(\w+\.)+|\b(NoneType|Annotated)$', '', text(node))
-    cell = lambda t: f'`{t}`'.replace('|', r'\|') if t else ''
-    lines, names = {}, []
-    for x, default, stars in args:
-        if not x: continue
-        lines.setdefault(x.lineno, []).append((stars + x.arg, kind(x.annotation)))
-        names.append(stars + x.arg + (f'={text(default)}' if default else ''))
-    rows = []
-    for n, group in lines.items():                # parameters that share a line and a type also share its comment
-        if len({t for _, t in group}) == 1: group = [('`, `'.join(name for name, _ in group), group[0][1])]
-        rows += [[*map(cell, g), notes.get(n, '') if g is group[-1] else ''] for g in group]
-    if f.returns and text(f.returns) != 'None': rows.append(['**returns**', cell(kind(f.returns)), notes.get(last, '')])
-    give = f' -> {kind(f.returns)}' if f.returns else ''
-    sign = f"{block[1].split()[0].replace('def', '').replace('class', 'class ')}{f.name}({', '.join(names)}){give}"
-    sign = '\n    '.join(textwrap.wrap(sign, 100, break_long_words=False, break_on_hyphens=False))
-    table = ['| parameter | type | |', '|---|---|---|', *('| ' + ' | '.join(r) + ' |' for r in rows)]
-    return f'```python\n{sign}\n```\n\n' + ('::: {.parameters}\n\n' + '\n'.join(table) + '\n\n:::\n' if notes else '')
-
-def api(text):
-    """What show_doc wrote, with classes called classes, a table of the parameters, and without the signature that it
-    makes up for a NamedTuple"""
-    text = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n*', '', text)
-    text = re.sub(r'^def (?=[A-Z])', 'class ', text, flags=re.M)
-    text = re.sub(r'^\*(.+)\*$', r'\1', text, flags=re.M)         # italics would end with the line, not the sentence
-    return re.sub(r'^```python\n((?:def|class) .*?)^```\n', parameters, text, flags=re.M | re.S)
 
 def adapt(proc):
     """Name processed notebooks as nbdev names their pages (00_core.ipynb -> core.ipynb), in links and sidebar too;
@@ -82,20 +52,23 @@ def adapt(proc):
     if len(set(names.values())) < len(names): sys.exit(f'two notebooks would share a page: {names}')
     name = re.compile(rf"(?<![\w/.-])(nbs/|\./)?({'|'.join(map(re.escape, names))})\b")
     new = lambda s: name.sub(lambda m: names[m[2]], s)
+    flat = lambda s: re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]\(', r'[\1](', s)         # nbdev links a name within a link, too
+    links = lambda s: re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), flat(s))
     for old, page in names.items():
         nb = read_nb(proc/old)
+        describe_pictures(nb)
         for c in nb.cells:
             if c.cell_type == 'raw': c.source = re.sub(r'^output-file:.*\n', '', c.source, flags=re.M)
-            if c.cell_type == 'markdown':
-                c.source = re.sub(r'\]\([^)]*\)|\bhref="[^"]*"', lambda link: new(link[0]), c.source)
+            if c.cell_type == 'markdown': c.source = links(c.source)
             for o in c.get('outputs', []):
                 if o.get('name') == 'stderr': said.append(f"{old}: says on stderr {''.join(o.text).strip()[:99]}")
-                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = api(''.join(md))
+                if md := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = links(''.join(md))
         (proc/old).unlink()
         write_nb(nb, proc/page)
     sidebar = yaml.safe_load((proc/'sidebar.yml').read_text())
     parts = sidebar['website']['sidebar']['contents']
-    for part in parts: part['contents'] = [names[n] for n in sorted(names) if fnmatch(n, part['contents'])]
+    globs = lambda part: part['contents'] if isinstance(part['contents'], list) else [part['contents']]
+    for part in parts: part['contents'] = [names[n] for g in globs(part) for n in sorted(names) if fnmatch(n, g)]
     sidebar['website']['sidebar']['contents'] = [part for part in parts if part['contents']]
     if lost := set(names.values()) - {n for part in parts for n in part['contents']}:
         sys.exit(f'in no section of nbs/sidebar.yml: {lost}')
@@ -118,11 +91,37 @@ def vendor_katex(docs):
         for n in 'katex.min.js', 'katex.min.css', 'contrib/auto-render.min.js': shutil.copy(src/n, dst/n)
     return True
 
-def search_in_folders(docs):
-    "Let the search work without a server too"
+def script(docs):
+    "Let the search work without a server too, and the sidebar show the page that is read"
     (docs/'search.js').write_text(f"window.searchIndex = {(docs/'search.json').read_text()}")
     js = docs/'site_libs'/'smalldocs.js'
-    js.write_text(SEARCH + js.read_text())
+    js.write_text(SCRIPT + js.read_text())
+
+def markdown_copies(docs, parts, site):
+    "affine.md beside affine.html, as a reader guesses it, instead of Quarto's affine.llms.md; llms.txt in our order"
+    for p in docs.glob('*.llms.md'):
+        p.with_name(p.name.replace('.llms.md', '.md')).write_text(p.read_text().replace('.llms.md', '.md'))
+        p.unlink()
+    lines = (docs/'llms.txt').read_text().split('## ')[0].strip().splitlines()
+    for part in parts:
+        lines += ['', f"## {part['section']}", '']
+        for name in part['contents']:
+            title, _, what, *_ = (docs/name).with_suffix('.md').read_text().splitlines()
+            lines.append(f"- [{title.strip('# ')}]({site}/{name.replace('.ipynb', '.md')}): {what}")
+    (docs/'llms.txt').write_text('\n'.join(lines) + '\n')
+
+def is_plot(picture):
+    "Lines on white paper, rather than images or maps?"
+    grey = np.asarray(Image.open(picture).convert('L'))
+    return (grey > 245).mean() > 0.5 and (grey < 12).mean() < 0.05
+
+def mark_plots(docs):
+    "Mark the plots, so that the dark theme can show them in reverse"
+    def mark(m):
+        data = m[1].startswith('data:image/png') and BytesIO(b64decode(m[1].partition(',')[2]))
+        picture = data or m[1].endswith('.png') and docs/m[1]
+        return m[0].replace('<img', '<img data-plot', 1) if picture and is_plot(picture) else m[0]
+    for p in docs.glob('*.html'): p.write_text(re.sub(r'<img\b[^>]*?src="([^"]+)"', mark, p.read_text()))
 
 def localize(docs, site, katex):
     "Make links to our own published site, and to KaTeX where it is at hand, relative; leave out the theme's web fonts"
@@ -172,10 +171,11 @@ def faults(docs):
 def main():
     cfg = get_config()
     if cfg.lib_name not in NbdevLookup().entries: sys.exit(f'{cfg.lib_name} is not installed: pip install -e ".[dev]"')
-    docs, proc = cfg.doc_path, cfg.config_path/'_proc'
+    docs, proc, site = cfg.doc_path, cfg.config_path/'_proc', cfg.doc_host + cfg.doc_baseurl
     for p in docs, proc: shutil.rmtree(p, ignore_errors=True)
     refresh_quarto_yml()                 # nbs/nbdev.yml from settings.ini
-    proc_nbs(n_workers=2)                # show_doc, links of names in backticks, hidden cells -> _proc/
+    nbdev.serve.FilterDefaults = Pages   # the source of exported cells is shown
+    nbdev.serve.proc_nbs(n_workers=2)    # show_doc, links of names in backticks, hidden cells -> _proc/
     bad = adapt(proc)
     for p in sorted(cfg.nbs_path.glob('[2-4][0-9]_*.ipynb')):
         if not any(c.get('outputs') for c in read_nb(p).cells): bad.append(f'{p.name} has no outputs: run it')
@@ -184,8 +184,11 @@ def main():
     said = [line for line in (r.stdout + r.stderr).splitlines() if line not in NOISE]
     shutil.move(proc/docs.name, docs)
     katex = vendor_katex(docs)
-    search_in_folders(docs)
-    localize(docs, cfg.doc_host + cfg.doc_baseurl, katex)
+    script(docs)
+    parts = yaml.safe_load((proc/'sidebar.yml').read_text())['website']['sidebar']['contents']
+    markdown_copies(docs, parts, site)
+    mark_plots(docs)
+    localize(docs, site, katex)
     bad += [s for s in said if s.startswith('warning')]
     bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
     print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')
