@@ -8,7 +8,7 @@ __all__ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_data
            'scan', 'split_valid', 'train']
 
 # %% ../nbs/19_package.ipynb #de77e401
-__version__ = 'from settings.ini'
+__version__ = "0.1.0"
 
 # %% ../nbs/19_package.ipynb #ef478b52
 from .affine import PoseSpace, invert, random_views, warp
