@@ -139,7 +139,7 @@ def look(
     return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], plain.loss.item(), out.loss.item(), named,
                  poses.names[at], values, energies, valleys, stand, tried, tried_energies, spent, seconds)
 
-# %% ../nbs/17_explore.ipynb #bf050768
+# %% ../nbs/17_explore.ipynb #5e63ac1b
 def picture(
     x: Tensor,  # (C, H, W) in [0, 1]
 ) -> str:  # a `data:` address
@@ -149,7 +149,7 @@ def picture(
     Image.fromarray(pixels.numpy()).save(out, "PNG", compress_level=1)
     return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
 
-# %% ../nbs/17_explore.ipynb #e5f75867
+# %% ../nbs/17_explore.ipynb #6122c516
 STYLE = """<style>
 .avae-scene { color: inherit; font-size: 13px; line-height: 1.35; max-width: 760px; }
 .avae-scene p { margin: .3em 0; }
@@ -197,7 +197,7 @@ def _ticks(low, high):
     step /= 5 if high - low < 2*step else 2 if high - low < 5*step else 1
     return [k*step for k in range(math.ceil(low/step), math.floor(high/step) + 1)]
 
-# %% ../nbs/17_explore.ipynb #699ba6cc
+# %% ../nbs/17_explore.ipynb #aeef54fa
 def view(
     scene: Scene,
     shown: int | None = None,  # so many of the poses tried are marked; all if None
@@ -210,14 +210,14 @@ def view(
     value = lambda m: f"{m.weight:.0%}" if probable else f"+{m.above:.0f} nats" if m.above else "best"
     stands = [(x, f"{_with_unit(scene.along, m.at)}, {value(m)}", None) for x, m in zip(scene.stand, scene.modes)]
     join = lambda figures: "".join(_figure(*f) for f in figures)
-    what = "probability of each value" if probable else "energy, low where the AVAE explains the image well"
-    key = [_key(_LINE, what), _key(_DOT, "a pose that the search tried, pale if early"), _key(_RING, "the best of them"),
-           _key(_TRIANGLE, "a valley, shown as a small picture")]
+    what = "probability of each pose" if probable else "energy of each pose, low is good"
+    key = [_key(_LINE, what), _key(_DOT, "a pose that the search tried, pale if early"),
+           _key(_RING, "the best of them"), _key(_TRIANGLE, "a valley, shown as a small picture")]
     return (f'<div class="avae-scene"><div class="avae-row">{join(row)}</div><div class="avae-row">'
             f'<div class="avae-plot">{_plot(scene, shown, probable)}</div>'
             f'<div class="avae-row avae-modes">{join(stands)}</div></div><p class="avae-key">{"".join(key)}</p></div>')
 
-# %% ../nbs/17_explore.ipynb #58685d6f
+# %% ../nbs/17_explore.ipynb #6ca88675
 def _curve(scene, shown, probable):
     "What is drawn over the values: heights of the line, of the poses tried and of the modes, and the name of it all."
     e, tried = scene.energies, scene.tried_energies[:shown]
@@ -252,7 +252,7 @@ def _plot(scene, shown, probable):
     return (f'<svg viewBox="0 0 400 186" fill="currentColor" role="img" aria-label="{name} over the '
             f'{_parameter(scene.along)}">{"".join(out)}</svg>')
 
-# %% ../nbs/17_explore.ipynb #36d20fe9
+# %% ../nbs/17_explore.ipynb #3c51b824
 NAMES = {"angle": "angle", "scale_x": "width", "scale_y": "height", "shift_x": "shift right", "shift_y": "shift down"}
 
 def _parameter(name): return "angle [degrees]" if name == "angle" else NAMES.get(name, name)
@@ -361,7 +361,7 @@ def view_walk(
     "The atlas with the point in it, what is decoded there, and that in its pose."
     x, y = (50 + 50*v/reach for v in scene.at)
     ring = f'<div style="left: {x:.1f}%; top: {100 - y:.1f}%; border-color: {COLORS["vae"]}"></div>'
-    sides = _figure(scene.canonical, "decoded at the ring") + _figure(scene.posed, "the same, in the pose of the sliders")
+    sides = _figure(scene.canonical, "decoded at the ring") + _figure(scene.posed, "the same, moved by the sliders")
     return (f'<div class="avae-scene"><div class="avae-row"><figure class="avae-atlas"><div>'
             f'<img src="{picture(scene.atlas)}" alt="images decoded all over the plane">{ring}</div><figcaption>'
             f'first direction, from {-reach:g} to {reach:g} standard deviations; second direction going up</figcaption>'
@@ -384,9 +384,11 @@ LAYOUT = """<style>
   background-size: 100% 100%; image-rendering: pixelated; border: 1px solid rgb(128 128 128 / 50%); }
 .jupyter-widgets.jupyter-button.avae-chosen { outline: 3px solid #0072B2; }
 @media (max-width: 700px) {
-  .jupyter-widgets.avae-page { grid-template-columns: minmax(0, 1fr); }
-  .avae-page > .avae-controls { grid-column: 1; grid-row: auto; }
-  .avae-page > .avae-picture { position: sticky; top: 0; z-index: 5; background: var(--jp-layout-color0, Canvas); }
+  .jupyter-widgets.avae-page { display: flex; flex-flow: column nowrap; }
+  .avae-page > .avae-picture { align-self: stretch; background: var(--jp-layout-color0, Canvas); }
+}
+@media (max-width: 700px) and (min-height: 700px) {
+  .avae-page > .avae-picture { position: sticky; top: 0; z-index: 5; }
 }
 </style>"""
 
@@ -400,7 +402,7 @@ def _pose_sliders():
 def _control(kind, text, tip=None, **settings):
     "A widget with its label in front, as wide as there is room."
     import ipywidgets as w
-    return kind(description=text, style={"description_width": "85px"}, layout=w.Layout(width="auto"), **settings,
+    return kind(description=text, style={"description_width": "95px"}, layout=w.Layout(width="auto"), **settings,
                 **_tip(kind, tip or text))
 
 def _tip(kind, text): return {k: text for k in ("tooltip", "description_tooltip") if kind.class_traits().get(k)}
@@ -427,7 +429,7 @@ def _fold(title, children):
 def _paragraphs(sentences):
     return f'<div role="status" aria-live="polite">{"".join(f"<p>{s}</p>" for s in sentences)}</div>'
 
-# %% ../nbs/17_explore.ipynb #fb7ce900
+# %% ../nbs/17_explore.ipynb #9f9f0faa
 def _one_of_each(labels, n, most=12):
     "Numbers of images to pick from: one of each class, or the first ones."
     if labels is None or len(labels.unique()) > most: return list(range(min(n, most)))
@@ -477,8 +479,8 @@ class PosePage:
         first = self._telling(numbers)
         self.thumbs = Thumbs(images, numbers, self._show)
         self._connect()
-        how = [self.space, self.search, self.budget, self.run]
-        controls = [self.thumbs.widget, *self.sliders.values(), self.reset, self.upload, _fold("Search in another way", how),
+        controls = [self.thumbs.widget, *self.sliders.values(), self.reset, self.upload,
+                    _fold("Search in another way", [self.space, self.search, self.budget, self.run]),
                     _fold("Follow the search, step by step", [self.shown, self.steps, self.probable]),
                     _fold(f"All {len(images)} images", [self.number])]
         self.widget = _page(controls, self.picture, self.message, self.words)
@@ -501,7 +503,7 @@ class PosePage:
         self.run = _button("Search again", "search by this method", button_style="primary")
         self.back, self.on = _button("Step back", "one pose less"), _button("Step on", "the next pose that was tried")
         self.steps = w.HBox([self.back, self.on])
-        self.shown = _control(w.IntSlider, "poses tried", "how many of the poses tried are shown", value=1, min=1, max=1)
+        self.shown = _control(w.IntSlider, "poses tried", "how many of them are shown", value=1, min=1, max=1)
         self.probable = w.Checkbox(False, description="Show probabilities instead of energies", indent=False,
                                    layout=w.Layout(width="auto"))
         self.picture, self.words, self.message = w.HTML(), w.HTML(), w.HTML()
