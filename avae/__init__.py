@@ -11,14 +11,29 @@ __all__ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_data
 __version__ = "0.1.0"
 
 # %% ../nbs/19_package.ipynb #ef478b52
-from .affine import PoseSpace, invert, random_views, warp
-from .data import ImageDir, load_dataset, mnist_sample, toy_glyphs
-from .affine_vae import AffineVAE
-from .models import VAE, Bernoulli, Gaussian, PaperLoss, load_pretrained
-from .optimizers import multistart, random_restarts, scan
-from .training import split_valid, train
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:  # what editors see
+    from avae.affine import PoseSpace, invert, random_views, warp
+    from avae.data import ImageDir, load_dataset, mnist_sample, toy_glyphs
+    from avae.affine_vae import AffineVAE
+    from avae.models import VAE, Bernoulli, Gaussian, PaperLoss, load_pretrained
+    from avae.optimizers import multistart, random_restarts, scan
+    from avae.training import split_valid, train
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
          'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
          'random_restarts', 'scan', 'split_valid', 'train']
+
+# %% ../nbs/19_package.ipynb #0f06fab9
+def __getattr__(name):
+    if name not in _all_:
+        if name.startswith("_") or not find_spec(f"avae.{name}"):
+            raise AttributeError(f"module 'avae' has no attribute {name!r}")
+        return import_module(f"avae.{name}")
+    for home in ("affine", "data", "models", "affine_vae", "optimizers", "training"):
+        if hasattr(module := import_module(f"avae.{home}"), name): return getattr(module, name)
+
+def __dir__(): return sorted([*globals(), *_all_])
