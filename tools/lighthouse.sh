@@ -10,7 +10,7 @@ trap 'kill %1; rm -rf "$out"' EXIT
 sleep 1
 for page in "${@:-index}"; do
   for preset in perf desktop; do       # perf: Lighthouse's phone
-    npx --yes lighthouse@13 "http://127.0.0.1:8765/$page.html" --preset=$preset --quiet --output=json \
+    npx --yes lighthouse@12 "http://127.0.0.1:8765/$page.html" --preset=$preset --quiet --output=json \
       --only-categories=accessibility,best-practices --output-path="$out/report.json" \
       --chrome-flags="--headless=new --no-sandbox --disable-gpu"
     python3 - "$page" ${preset/perf/phone} "$out/report.json" <<'P'
