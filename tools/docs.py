@@ -4,7 +4,7 @@
     python tools/docs.py --strict     # fail where KaTeX cannot be put beside the pages
 
 Exits with 1 on a link, anchor or picture that leads nowhere, and on anything that a page would load from another host.
-With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml.
+With Quarto, `nbdev_docs` builds the site from the same nbs/_quarto.yml; of the source it shows the `#| exports` cells.
 """
 import re, shutil, subprocess, sys, tarfile
 from base64 import b64decode

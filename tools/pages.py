@@ -66,6 +66,16 @@ def find(tree, name):
         if tree is None: return None
     return tree
 
+def locate(module, name):
+    "The module and the definition of a dotted name, which its class may have inherited, and its module imported"
+    tree, (first, _, rest) = package(module)[0], name.partition('.')
+    if node := find(tree, name): return module, node
+    if cls := find(tree, first):
+        bases = [b.id for b in getattr(cls, 'bases', []) if isinstance(b, ast.Name)] if rest else []
+        return next(filter(None, (locate(module, f'{b}.{rest}') for b in bases)), None)
+    ours = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.level and first in [a.name for a in n.names]]
+    return locate(ours[0].module, name) if ours else None
+
 def typing(node):
     "A type in words, and the help that typer would show"
     if node is None: return '', ''
@@ -123,9 +133,9 @@ def table(rows, what):
 
 def api(module, name):
     "Heading, link to the source, signature, what it does, and a table of parameters or fields"
-    tree, comments = package(module)
-    node, cfg = find(tree, name), get_config()
-    if node is None: raise ValueError(f'show_doc({name}): {cfg.lib_name}/{module}.py defines no such name')
+    cfg = get_config()
+    if not (found := locate(module, name)): raise ValueError(f'show_doc({name}): no such name in {cfg.lib_name}/{module}.py')
+    (module, node), comments = found, package(found[0])[1]
     link = f'{cfg.git_url}/blob/{cfg.branch}/{cfg.lib_name}/{module}.py#L{node.lineno}'
     title = name.replace('_', r'\_')                              # __call__ is no bold call
     is_class = isinstance(node, ast.ClassDef)
@@ -140,7 +150,7 @@ class Documented(Processor):
     "Write the documentation of a name in place of `show_doc(name)`"
     def begin(self): self.module = next((m[1] for c in self.nb.cells if (m := MODULE.search(c.source or ''))), None)
     def __call__(self, cell):
-        if cell.cell_type != 'code' or not (name := re.match(r'show_doc\(([\w.]+)', cell.source or '')): return
+        if cell.cell_type != 'code' or not (name := re.search(r'^show_doc\(([\w.]+)', cell.source or '', re.M)): return
         cell.cell_type, cell.source = 'markdown', api(self.module, name[1])
         cell.pop('outputs', None)
         cell.pop('execution_count', None)
