@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT', 'PREVIOUS', 'Epoch', 'is_best', 'write_checkpoint', 'read_checkpoint', 'fingerprint', 'check_same',
-           'Run', 'plain', 'write_lines']
+           'Run', 'write_lines']
 
 # %% ../nbs/11_runs.ipynb #d20003
 import hashlib, json, math, warnings
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
-from .core import atomic_write, write_json
+from .core import atomic_write, json_text, write_json
 
 # %% ../nbs/11_runs.ipynb #d20006
 class Epoch(NamedTuple):
@@ -78,16 +78,17 @@ def fingerprint(
 def check_same(
     folder: Path,
     settings: dict,  # of the run that is to go on there
-):
-    "`ValueError` in one sentence if a run was started with other settings; one with a constant rate may become longer."
+) -> bool:  # is it to become longer? one with a constant rate may
+    "`ValueError` in one sentence if a run was started with other settings."
     path = folder/"settings.json"
     try: old, new = json.loads(path.read_text())["train"], settings["train"]
     except FileNotFoundError as e: raise FileNotFoundError(f"there is no run in {folder}: settings.json is missing") from e
     except (ValueError, KeyError) as e: raise ValueError(f"{path} is damaged ({e})") from e
+    longer = new.get("schedule") == "constant" and new["epochs"] > old["epochs"]
     for k in old.keys() & new.keys():  # what one of them lacks is newer, or gone
-        longer = k == "epochs" and new.get("schedule") == "constant" and new[k] >= old[k]
-        if old[k] == new[k] or longer or None in (old[k], new[k]) and k.endswith("fingerprint"): continue
+        if old[k] == new[k] or k == "epochs" and longer or None in (old[k], new[k]) and k.endswith("fingerprint"): continue
         raise ValueError(f"{folder} was started with {_difference(k, old[k], new[k])}")
+    return longer
 
 def _difference(name, old, new):
     "In words, as close to the place as possible."
@@ -114,12 +115,12 @@ class Run:
         files = [] if not self.folder.exists() else [None] if not self.folder.is_dir() else list(self.folder.iterdir())
         if not resume and not _unfinished(self.folder) and not all(f and f.name.startswith(".") for f in files):
             raise FileExistsError(f"{self.folder} exists: resume the run there, or choose another folder")
-        if resume: check_same(self.folder, settings)
+        longer = resume and check_same(self.folder, settings)
         if writes:
             self._lock()
             for f in files:
                 if f.name.startswith(".tmp-") or not resume and f.name in (CHECKPOINT, PREVIOUS): f.unlink(missing_ok=True)
-            write_json(self.folder/"settings.json", settings)
+            if not resume or longer: write_json(self.folder/"settings.json", settings)
 
     def _lock(self):
         "Keep others out; the system opens it again if this process is killed."
@@ -153,7 +154,7 @@ class Run:
         if not self.writes: return
         write_lines(self.folder/"metrics.jsonl", [e._asdict() for e in history])
         if poses: write_lines(self.folder/"poses.jsonl", poses)
-        info = {k: v for k, v in plain(history[-1]._asdict()).items() if k in ("epoch", "train", "valid")} | info
+        info = {k: v for k, v in history[-1]._asdict().items() if k in ("epoch", "train", "valid")} | info
         model.save_pretrained(self.folder/"last", info=info)
         if is_best(history): model.save_pretrained(self.folder/"best", info=info)
         if not to_board: return
@@ -167,16 +168,10 @@ def _unfinished(folder):
     except (OSError, ValueError): return False
     return isinstance(settings, dict) and {"train", "versions"} <= settings.keys() and not (folder/"metrics.jsonl").exists()
 
-def plain(what):
-    "What JSON can hold: numbers that are none become null."
-    if isinstance(what, dict): return {k: plain(v) for k, v in what.items()}
-    if isinstance(what, (list, tuple)): return [plain(v) for v in what]
-    return None if isinstance(what, float) and not math.isfinite(what) else what
-
 def write_lines(path: Path, rows: list[dict]):
     "One JSON object a line, all or nothing."
     with atomic_write(path) as tmp:
-        tmp.write_text("".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in rows), encoding="utf-8")
+        tmp.write_text("".join(json_text(r) + "\n" for r in rows), encoding="utf-8")
 
 def _board(folder, epoch):
     "A TensorBoard writer, if it is installed; False if not."

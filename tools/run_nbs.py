@@ -7,7 +7,7 @@
 
 Tests (conftest.py) and `avae reproduce` run notebooks by the same function, `run_notebook`.
 """
-import argparse, os, re, sys, time
+import argparse, json, os, re, sys, time
 from configparser import ConfigParser
 from pathlib import Path
 sys.modules.setdefault('rfc3987_syntax', None)      # jsonschema does without it, and its grammar takes two seconds
@@ -96,7 +96,7 @@ def save(nb, path):
     from nbdev.config import get_config
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [o for o in c.outputs if WIDGET not in o.get('data', {})]
-    nb = dict2nb(nb)
+    nb = dict2nb(json.loads(nbformat.writes(nb)))                          # texts as lists of lines, for their diffs
     clean_nb(nb, clean_ids=get_config().clean_ids)
     tmp = path.with_suffix('.tmp')
     tmp.write_text(nb2str(nb), encoding='utf-8')
