@@ -34,7 +34,7 @@ def main():
 def _sentence(e):
     "What to say of an error: its own words if a person can mend it, else how to report it."
     import re, traceback
-    text = str(e).strip()
+    text = str(e).strip() or type(e).__name__
     for pattern, advice in MENDED_BY.items():
         if re.search(pattern, f"{type(e).__name__}: {text}"): return f"{advice} ({text.splitlines()[0][:200]})"
     if isinstance(e, OSError) or _meant(e): return text
