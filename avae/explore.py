@@ -595,7 +595,7 @@ class PosePage:
     def _upload(self, change):
         files = change.new.values() if isinstance(change.new, dict) else change.new  # ipywidgets 7, 8
         for file in list(files):
-            self.upload.value = type(change.new)()  # so that the same file can be loaded again
+            self.upload.set_trait("value", type(change.new)())  # so that the same file can be loaded again
             self.load(bytes(file["content"]))
 
     def _upright(self, _):

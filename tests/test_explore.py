@@ -41,7 +41,7 @@ class Visitor:
         self.picture.wait_for(timeout=WAIT)
 
     @property
-    def picture(self): return self.page.locator('img.widget-image:visible')
+    def picture(self): return self.page.locator('.avae-scene:visible')
 
     @property
     def words(self): return self.page.locator('[role=status]:visible')
@@ -57,23 +57,23 @@ class Visitor:
         self.page.wait_for_function('''([picture, words, pattern]) => {
             const shown = e => e.offsetParent, find = s => [...document.querySelectorAll(s)].find(shown)
             const now = find('[role=status]').innerText
-            return find('img.widget-image').src != picture && now != words && new RegExp(pattern).test(now) }''',
+            return find('.avae-scene').outerHTML != picture && now != words && new RegExp(pattern).test(now) }''',
             arg=[picture, words, pattern], timeout=WAIT)
 
     def settled(self):
-        "The address of the picture, once it has been the same for a second"
-        since, src = time.time(), self.picture.get_attribute('src')
+        "The picture, once it has been the same for a second"
+        since, src = time.time(), self.picture.evaluate('e => e.outerHTML')
         while time.time() - since < 1:
             time.sleep(0.1)
-            if (new := self.picture.get_attribute('src')) != src: since, src = time.time(), new
+            if (new := self.picture.evaluate('e => e.outerHTML')) != src: since, src = time.time(), new
         return src
 
     def redraws(self, act):
         "Do something; the picture must change"
         before = self.settled()
         act()
-        self.page.wait_for_function('''b => [...document.querySelectorAll("img.widget-image")]
-            .find(i => i.offsetParent).src != b''', arg=before, timeout=WAIT)
+        self.page.wait_for_function('''b => [...document.querySelectorAll(".avae-scene")]
+            .find(i => i.offsetParent).outerHTML != b''', arg=before, timeout=WAIT)
 
     def slide(self, name, presses):
         "Move a slider by the keyboard"
@@ -83,14 +83,14 @@ class Visitor:
 
     def load(self, content):
         "Choose an image file"
-        with self.page.expect_file_chooser() as chooser: self.page.get_by_role('button', name='load an image').click()
+        with self.page.expect_file_chooser() as chooser: self.page.get_by_role('button', name='Load an image').click()
         chooser.value.set_files(dict(name='picture.png', mimeType='image/png', buffer=content))
 
 @pytest.fixture
 def visitor(browser, address):
     contexts = []
-    def make(width=1280):
-        contexts.append(browser.new_context(viewport=dict(width=width, height=900)))
+    def make(width=1280, scheme='light'):
+        contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme))
         return Visitor(contexts[-1].new_page(), address)
     yield make
     for c in contexts: c.close()
@@ -118,14 +118,16 @@ def test_pose_page(visitor):
     v.shot('pose')
     v.changes(lambda: v.slide('angle', 15))
     v.changes(lambda: v.slide('width', -4))
-    v.page.get_by_label('search by').select_option('scan')
-    v.changes(lambda: v.page.get_by_role('button', name='search', exact=True).click(), '361 passes')
+    v.page.get_by_text('Search in another way').click()
+    v.page.get_by_label('method').select_option('scan of all angles')
+    v.changes(lambda: v.page.get_by_role('button', name='Search again').click(), '361 passes')
+    v.page.get_by_text('Follow the search').click()
     v.redraws(lambda: v.slide('poses tried', -100))
-    v.redraws(v.page.get_by_role('button', name='step on').click)
-    v.redraws(v.page.get_by_label('weights instead of energies').check)
+    v.redraws(v.page.get_by_role('button', name='Step on').click)
+    v.redraws(v.page.get_by_label('Show probabilities').check)
     v.settled()
-    v.shot('weights')
-    v.changes(lambda: v.page.get_by_role('button', name='upright').click())
+    v.shot('probabilities')
+    v.changes(lambda: v.page.get_by_role('button', name='Put it back upright').click())
     assert v.faults == []
 
 def test_own_image(visitor):
@@ -158,17 +160,31 @@ def photograph():
 
 def test_code_page(visitor):
     v = visitor()
-    v.page.get_by_role('tab', name='Code').click()
+    v.page.get_by_role('tab', name='Walk among the codes').click()
     v.changes(lambda: v.slide('1st direction', 12), '1.2')
     v.changes(lambda: v.slide('angle', 30), 'angle 30')
     v.redraws(lambda: v.page.get_by_label('class').select_option('8'))
     v.shot('code')
     assert v.faults == []
 
+@pytest.mark.parametrize('width', [390, 1280])
+def test_dark(visitor, width):
+    v = visitor(width, 'dark')
+    v.shot(f'dark-{width}')
+    ground, text = (v.page.evaluate(f'getComputedStyle(document.body)["{k}"]') for k in ('background-color', 'color'))
+    assert sum(map(int, re.findall(r'\d+', ground))) < 150 and sum(map(int, re.findall(r'\d+', text))) > 600
+    assert v.faults == []
+
+def test_thumbnails(visitor):
+    v = visitor()
+    v.changes(v.page.locator('.avae-thumb').first.click)
+    assert 'avae-chosen' in v.page.locator('.avae-thumb').first.get_attribute('class')
+
 def test_phone_and_screen_reader(visitor):
     v = visitor(390)
     assert v.page.evaluate('document.documentElement.scrollWidth') <= 390
-    assert 'nats' in v.picture.get_attribute('title')
+    assert 'energy' in v.picture.locator('svg[role=img]').get_attribute('aria-label')
+    assert v.picture.bounding_box()['y'] < v.page.locator('.avae-thumbs').first.bounding_box()['y']   # it comes first
     nameless = v.page.evaluate('''() => [...document.querySelectorAll('input, select, button, [role=slider]')].filter(
         e => e.offsetParent && !(e.labels?.length || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
         || e.title || e.innerText.trim())).map(e => e.outerHTML)''')
