@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # what editors see
     from avae.affine_vae import AffineVAE
     from avae.models import VAE, Bernoulli, Gaussian, PaperLoss, load_pretrained
     from avae.optimizers import multistart, random_restarts, scan
-    from avae.training import split_valid, train
+    from avae.data import split_valid
+    from avae.training import train
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',

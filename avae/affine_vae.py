@@ -6,7 +6,7 @@
 __all__ = ['SEARCHES', 'AffineVAEOutput', 'AffineVAE', 'PoseEnergy']
 
 # %% ../nbs/06_affine_vae.ipynb #a6f10003
-import inspect, math
+import inspect
 from contextlib import nullcontext
 from typing import Callable, NamedTuple
 import torch

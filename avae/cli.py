@@ -257,7 +257,8 @@ def _train(o, run, resume):
     "Train with the options of the command line."
     from types import SimpleNamespace
     from tqdm.auto import tqdm
-    from avae.training import split_valid, train
+    from avae.data import split_valid
+    from avae.training import train
     options, o = o, SimpleNamespace(**o)
     spaces = {k: v for k, v, none in [("angle", o.angle, 0), ("scale", o.scale, 1), ("shear", o.shear, 0),
                                       ("shift", o.shift, 0), ("flip", o.flip, False)]
@@ -358,8 +359,8 @@ def reproduce(
 
     One that was interrupted goes on where it stopped."""
     from avae.data import load_dataset
-    from avae.experiments import Experiment
-    known = _experiments()
+    from avae.experiments import Experiment, known_experiments, run_notebook
+    known = known_experiments()
     if list_ or name is None:
         rows = [("name", "full", "quick", "what it shows"), *((k, *v[1:]) for k, v in known.items())]
         for k, full, short, what in rows: print(f"{k:27}{full:>8}{short:>8}   {what}")
@@ -371,34 +372,11 @@ def reproduce(
     experiment = Experiment(name, quick, path.parents[1])
     finished = experiment.folder/"finished"
     if fresh or finished.exists(): experiment.clear()
-    try: failed = _run_notebook(path, quick, stale.value)
+    try: failed = run_notebook(path, quick, stale.value)
     except KeyboardInterrupt: sys.exit(f"avae: interrupted, the same command goes on: avae reproduce {name}")
     if failed: sys.exit(failed)
     finished.parent.mkdir(parents=True, exist_ok=True)
     finished.touch()
-
-def _run_notebook(path, quick, stale):
-    "Run a notebook by the tool of its repository, which prints what the cells say; the status it ends with."
-    import os, subprocess
-    from importlib.util import find_spec
-    for lib in ("nbclient", "ipykernel", "tabulate"):
-        if not find_spec(lib): raise ValueError(f"avae reproduce needs {lib}: pip install -e '.[experiments]'")
-    env = {"AVAE_QUICK": "1"*quick, "AVAE_STALE": stale, "AVAE_PROGRESS": "1"*sys.stderr.isatty()}
-    tool = path.parents[1]/"tools"/"run_nbs.py"
-    return subprocess.run([sys.executable, tool, "--print", path], env=os.environ | env).returncode
-
-def _experiments():
-    "Name of each experiment: its notebook, the time it takes, in full and quick, and what it shows."
-    import json, re
-    import avae
-    folder = Path(avae.__file__).resolve().parents[1]/"nbs"
-    out = {}
-    for path in sorted(folder.glob("[23][0-9]_*.ipynb")):
-        title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        facts = dict(re.findall(r"^- (\w+): (.+)$", title, re.M))
-        out[path.stem[3:]] = (path, facts["time"], facts["quick"], re.search(r"^> (.+)$", title, re.M)[1])
-    if out: return out
-    raise FileNotFoundError("the experiments are notebooks of the repository: clone it and pip install -e .")
 
 # %% ../nbs/18_cli.ipynb #4b40f10f
 def _complete_weights(incomplete):

@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'WHOLE', 'OURS', 'mean_loss', 'SearchSchedule', 'train']
 
 # %% ../nbs/12_training.ipynb #e30001
-import json, math, os, platform, time, warnings
+import json, math, platform, time, warnings
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .affine import MODES, PoseSpace, along_border, estimate_background, flat_field, warp
 from .affine_vae import AffineVAE
 from .core import evaluating
-from .data import Images, Indexed, batches, intensity_of, labels_of, split_valid
+from .data import Images, Indexed, batches, intensity_of, labels_of
 from .memory import PoseMemory, agreement, candidates, centred, pose_histograms, pose_report, pose_warning, tally
 from .models import VAE, name_of
 from .optimizers import default_budget, multistart

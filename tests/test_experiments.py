@@ -3,7 +3,7 @@ import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import psutil
 import pytest
-from avae.cli import _experiments
+from avae.experiments import known_experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = {'vae_fails_on_rotations'}
@@ -22,7 +22,7 @@ def reproduce(copy, *args):
     assert r.returncode == 0, r.stdout + r.stderr
     return r.stdout
 
-@pytest.mark.parametrize('name', _experiments())
+@pytest.mark.parametrize('name', known_experiments())
 def test_quick_version_runs_and_touches_no_full_result(name, copy, request):
     if name not in FAST and not request.config.getoption('experiments'): pytest.skip('only with --experiments')
     before = {p: p.read_bytes() for p in (copy/'nbs').rglob('*') if p.is_file()}
