@@ -270,7 +270,7 @@ def load_pretrained(
     config, state = _read(where, hub)
     try:
         name = config.pop("model")
-        if name == "avae.AffineVAE": import_module("avae.affine_vae")  # a later chapter, perhaps not read yet
+        if name == "avae.AffineVAE" and name not in MODELS: import_module("avae.affine_vae")  # a later chapter
         if name not in MODELS:
             raise ValueError(f"{where} was saved by {name}, which is not of this package: import that class first")
         config.pop("avae", 0), config.pop("info", 0)
