@@ -358,7 +358,7 @@ def reproduce(
     """Run an experiment of the results page again.
 
     One that was interrupted goes on where it stopped."""
-    from avae.data import load_dataset
+    from types import SimpleNamespace
     from avae.experiments import Experiment, known_experiments, run_notebook
     known = known_experiments()
     if list_ or name is None:
@@ -368,7 +368,7 @@ def reproduce(
     name = {v[0].name[:2]: k for k, v in known.items()}.get(name, name)
     if name not in known: raise ValueError(f"the experiment must be one of {', '.join(known)}, got {name!r}")
     path = known[name][0]
-    if not quick: load_dataset("mnist", "test", download=download)  # before long work, not after it
+    if not quick: _data(SimpleNamespace(data="mnist", size=40, download=download), "test")  # before long work, not after it
     experiment = Experiment(name, quick, path.parents[1])
     finished = experiment.folder/"finished"
     if fresh or finished.exists(): experiment.clear()
