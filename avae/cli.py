@@ -179,6 +179,8 @@ def train(
         "Make a whole search at each of the first n steps.")] = 0,
     grow: Annotated[int, _POSES(metavar="N", min=0, help=
         "Regime optimized: begin with one image, and double their number every n steps; 0 begins with all.")] = 40,
+    start: Annotated[str, _POSES(**_words("grow", "align"), help=
+        "Regime optimized: grow, as above, or align, begin with thousands of images aligned in pairs.")] = "grow",
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
     latent: Annotated[int, _MODEL(metavar="N", min=1, help="Number of latent variables.")] = 8,
@@ -253,7 +255,7 @@ def _train(o, run, resume):
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
     keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every search_warmup "
-            "grow fill interpolation mixed_precision compile device workers save_every").split()
+            "grow start fill interpolation mixed_precision compile device workers save_every").split()
     try:
         history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                         report=say, extra={"options": options, "command": _command(options)},

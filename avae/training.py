@@ -20,10 +20,10 @@ from .affine import MODES, PoseSpace, along_border, estimate_background, flat_fi
 from .affine_vae import AffineVAE
 from .core import evaluating
 from .data import Images, Indexed, batches, intensity_of, labels_of
-from .memory import PoseMemory, agreement, candidates, centred, pose_histograms, pose_report, pose_warning, tally
+from .memory import PoseMemory, agreement, aligned_in_pairs, candidates, centred, pose_histograms, pose_report, pose_warning, tally
 from .models import VAE, name_of
 from .optimizers import default_budget, multistart
-from .processes import PRECISIONS, Processes, SyncBatchNorm2d, generator
+from .processes import PRECISIONS, Processes, SyncBatchNorm2d, generator, smallest_batch
 from .runs import Epoch, Run, fingerprint, is_best, read_checkpoint
 
 # %% ../nbs/12_training.ipynb #43605bb3
@@ -98,19 +98,6 @@ def _check_frame(model, x, fill, augmented):
         warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
                       f"flat_field. Pay no heed if the objects do not turn")
 
-@torch.no_grad()
-def _smallest_batch(vae, one):
-    "1, or 2 where batch normalisation finds but one value of a channel in a single image; buffers stay as they were."
-    buffers, modes = {k: v.clone() for k, v in vae.named_buffers()}, [(m, m.training) for m in vae.modules()]
-    try: vae.train().decode(vae.encode(one)[0])
-    except ValueError as e:
-        if "more than 1 value per channel" not in str(e): raise
-        return 2
-    finally:
-        for k, v in vae.named_buffers(): v.copy_(buffers[k])
-        for m, mode in modes: m.training = mode
-    return 1
-
 def _weights(model, weight_decay):
     "Groups for the optimizer: biases, norms and a learned sigma are not pulled towards 0."
     learned = [p for p in model.parameters() if p.requires_grad]
@@ -155,7 +142,7 @@ class _Trainer:
         self.model.to(self.device)
         if self.affine: self.model.check_module(one)
         with torch.no_grad(), evaluating(self.model): self.latent = self.vae.encode(one)[0].shape[1]
-        self.least = _smallest_batch(self.vae, one)
+        self.least = smallest_batch(self.vae, one)
         share = n//self.steps//self.processes.count
         if share < self.least:
             raise ValueError(f"batch_size and data must give each process at least {self.least} images of {self.size} a "
@@ -171,7 +158,7 @@ class _Trainer:
         "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
         poses, pose = self.model.poses, self.memory.carry(idx, applied)
         changed = pose.isnan().any(1)
-        if not (self.epoch or self.step): pose = poses.identity(len(x)).to(pose)  # the very first images, as they come
+        if not (self.epoch or self.step) and changed.all(): pose = poses.identity(len(x)).to(pose)  # the very first, as they come
         unknown = pose.isnan().any(1)
         begin = torch.where(unknown[:, None], poses.identity().to(pose), pose)
         before = (self.epoch - 1)*self.steps + self.step
@@ -183,7 +170,7 @@ class _Trainer:
             self.sums[2:] += tally(poses, pose[rows], found.pose).to(self.sums)
             pose[rows] = found.pose.to(pose)
             changed |= rows
-        if not self.epoch: pose = centred(poses, pose)
+        if not self.epoch and (changed.any() or self.options.start == "grow"): pose = centred(poses, pose)
         self.memory.store(idx[changed.cpu()], pose[changed], applied[changed])  # a carried pose may have been clipped
         return pose
 
@@ -209,28 +196,46 @@ class _Trainer:
     def mine(self, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
         return v.tensor_split(self.shares)[self.share].to(self.device)
 
-    def grow(self, bar, most=1024):
-        "Learn one image first, then twice as many, and so on, in wider ranges of poses."
-        order = torch.randperm(len(self.data), generator=generator(self.options.seed, 0))[:most]
-        least = min(self.least, len(order))
-        sizes = [min(least << i, len(order)) for i in range(20) if not i or least << i < 2*len(order)]
-        steps = [max(self.options.grow, 3*self.options.grow//n) for n in sizes]  # the first ones are to be known well
-        start, self.epoch, self.step, poses = time.perf_counter(), 0, 0, self.model.poses
+    def begin(self, bar):
+        "Learn some images before the first epoch, in wider ranges of poses: one and then more, or many aligned in pairs."
+        start, self.epoch, self.step, poses, schedule = time.perf_counter(), 0, 0, self.model.poses, self.schedule
+        carried = schedule._replace(short=0)  # no search
+        plan = [*(self.aligned() if self.options.start == "align" else self.growing())]
         self.model.poses = self.memory.poses = poses.widened()  # the first may lie at an end, others as far at the other
         self.model.train()
         try:
-            for n in (n for n, some in zip(sizes, steps) for _ in range(some)):
-                idx = order[torch.randperm(n, generator=generator(self.options.seed, 0, self.step, 0))[:self.options.batch_size]]
-                idx, x = self.data.__getitems__(idx.tolist())
-                loss = self.learn(len(idx), idx, x.to(self.device))
+            for idx, searched in plan:
+                self.schedule = schedule if searched else carried
+                some = torch.randperm(len(idx), generator=generator(self.options.seed, 0, self.step, 0))
+                idx, x = self.data.__getitems__(idx[some[:self.options.batch_size]].tolist())
+                loss = self.learn(len(x), idx, x.to(self.device))
                 self.step += 1
-                bar.set_description_str(f"first {n} images, {self.step/sum(steps):.0%}", refresh=False)
-                if not self.step % 16 or self.step == sum(steps): bar.set_postfix_str(f"loss {self.finite(loss)/len(x):.1f}")
-        finally: self.model.poses = self.memory.poses = poses
+                bar.set_description_str(f"first images, {self.step/len(plan):.0%}", refresh=False)
+                if not self.step % 16 or self.step == len(plan): bar.set_postfix_str(f"loss {self.finite(loss)/len(x):.1f}")
+        finally: self.model.poses, self.memory.poses, self.schedule = poses, poses, schedule
         self.optimizer.state.clear()
         self.memory.changed[:] = False
         self.epoch, self.step, self.grown = 1, 0, time.perf_counter() - start
         self.sums.zero_()
+
+    def growing(self, most=1024):
+        "Numbers of images for each step, with searches: one image first, then twice as many, and so on."
+        order = torch.randperm(len(self.data), generator=generator(self.options.seed, 0))[:most]
+        least = min(self.least, len(order))
+        sizes = [min(least << i, len(order)) for i in range(20) if not i or least << i < 2*len(order)]
+        for n in sizes:  # the first ones are to be known well
+            yield from [(order[:n], True)]*max(self.options.grow, 3*self.options.grow//n)
+
+    def aligned(self, most=4096):
+        "Numbers of images for each step: many, in the poses that a comparison in pairs gives; searched late, if at all."
+        order = torch.randperm(len(self.data), generator=generator(self.options.seed, 0))[:most]
+        x = self.data.__getitems__(order.tolist())[1].to(self.device)
+        u = torch.rand(len(x), len(self.augment or ()), generator=generator(self.options.seed, 0, 0, 1))
+        x, applied = self.view(x, u.to(self.device))
+        pose = aligned_in_pairs(self.model.poses, x, self.model.window(x.nan_to_num()))
+        self.memory.store(order, pose.to(self.device), applied)
+        steps, several = 10*self.options.grow, len(self.model.poses) > 1
+        return [(order, several and k >= steps//2) for k in range(steps)]
 
     def divide(self):
         "From here on, each process has its share of every batch."
@@ -342,6 +347,7 @@ def train(
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
     search_warmup: int = 0,  # at so many first steps, every image gets a whole search
     grow: int = 40,  # an `AffineVAE` learns one image first, twice as many after so many steps; 0 = all at once
+    start: str = "grow",  # how an `AffineVAE` begins: "grow", or "align", thousands aligned in pairs (full circle, no flips)
     fill: float | None = None,  # background of augmented images, estimated if None; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
@@ -360,7 +366,7 @@ def train(
     if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    patience=patience, seed=seed, search_budget=search_budget, search_every=search_every,
-                   search_warmup=search_warmup, grow=grow, fill=fill, interpolation=interpolation,
+                   search_warmup=search_warmup, grow=grow, start=start, fill=fill, interpolation=interpolation,
                    mixed_precision=mixed_precision, compile=compile)
     _check_options(model, augment, valid, save_every, extra or {}, **options)
     if resume and run is None: raise ValueError("resume needs the folder of a run")
@@ -383,7 +389,7 @@ def _loop(trainer, run, save_every, report, info):
     if not trainer.history and not trainer.step: save()  # from here on, the start weights of a resumed run do not count
     with _bar(trainer) as bar:
         if trainer.grown is None:
-            trainer.grow(bar)
+            trainer.begin(bar)
             save()
         trainer.divide()
         while trainer.epoch <= trainer.options.epochs and not _patience_over(trainer.history, trainer.options.patience):
@@ -435,7 +441,8 @@ def _check_options(model, augment, valid, save_every, extra, **options):
         if (v := options[k]) is not None and not v > 0: raise ValueError(f"{k} must be positive, got {v}")
     if options["weight_decay"] < 0: raise ValueError(f"weight_decay must not be negative, got {options['weight_decay']}")
     if options["patience"] and valid is None: raise ValueError("patience needs validation images")
-    for k, known in dict(schedule=tuple(SCHEDULES), interpolation=MODES, mixed_precision=tuple(PRECISIONS)).items():
+    choices = dict(schedule=tuple(SCHEDULES), interpolation=MODES, mixed_precision=tuple(PRECISIONS), start=("grow", "align"))
+    for k, known in choices.items():
         if options[k] not in known: raise ValueError(f"{k} must be one of {', '.join(known)}, got {options[k]!r}")
     if augment is not None and not isinstance(augment, PoseSpace):
         raise TypeError(f"augment must be a PoseSpace, got {type(augment).__name__}")
