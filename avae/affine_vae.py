@@ -15,7 +15,7 @@ from .affine import PoseSpace, disc, estimate_background, register, resample
 from .core import check_images, evaluating
 from .formats import Intensity
 from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, full_precision, make_part, name_of,
-                         part_config, reparameterize)
+                         part_config, precision, reparameterize)
 from .optimizers import SearchResult, multistart, random_restarts, scan
 
 # %% ../nbs/06_affine_vae.ipynb #ea5d0eee
@@ -134,15 +134,11 @@ class AffineVAE(nn.Module, Pretrained):
     def _encode(self, x):
         "Networks may be compiled, and of another precision than images and losses."
         encode = torch.compile(self.vae.encode) if self.compiled else self.vae.encode
-        return (v.to(x.dtype) for v in encode(x.to(self._precision)))
+        return (v.to(x.dtype) for v in encode(x.to(precision(self.vae))))
 
     def _decode(self, z):
         decode = torch.compile(self.vae.decode) if self.compiled else self.vae.decode
-        return decode(z.to(self._precision)).to(z.dtype)
-
-    @property
-    def _precision(self):
-        return next((p.dtype for p in self.vae.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        return decode(z.to(precision(self.vae))).to(z.dtype)
 
     def _place(self, decoded, mat, mode):
         "Put what was decoded into the observed frame; beyond what is looked at, it says what its border says."
@@ -251,7 +247,7 @@ class AffineVAE(nn.Module, Pretrained):
         "Does somebody else's module keep to the contract? Tried on one image; `TypeError` or `ValueError` if not."
         if isinstance(self.vae, VAE): return
         with evaluating(self):
-            codes = self.vae.encode(x.to(self._precision))
+            codes = self.vae.encode(x.to(precision(self.vae)))
             if not (isinstance(codes, (tuple, list)) and len(codes) == 2 and all(isinstance(v, Tensor) for v in codes)):
                 raise TypeError(f"vae.encode must return (mu, logvar), both (N, L), got {_what(codes)}")
             mu, logvar = codes

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from torch.quasirandom import SobolEngine
 from .core import check_images, evaluating
 from .affine_vae import AffineVAE
-from .models import PaperLoss, StandardNormal
+from .models import PaperLoss, StandardNormal, full_precision
 
 # %% ../nbs/08_inference.ipynb #74536701
 class LogWeights(NamedTuple):
@@ -51,7 +51,7 @@ def log_weights(
 def _encode(model, x, pose):
     "The images as floats, the Gaussian of each, and a function that draws codes z (B, L) of the images i (B,)."
     if isinstance(model, AffineVAE):
-        x = check_images(x).to(next((p.dtype for p in model.parameters()), torch.float32))
+        x = full_precision(check_images(x), model)
         out = model(x, pose=pose)
         return x, (out.mu, out.logvar), lambda z, i: model.decode(z, out.pose[i])
     if pose is not None: raise ValueError(f"pose is for an AffineVAE, got a {type(model).__name__}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHS', 'PARTS', 'MODELS', 'HUB', 'Bernoulli', 'Gaussian', 'StandardNormal', 'PaperPrior', 'PaperLoss', 'paper_nets',
            'CropTo', 'lean_nets', 'name_of', 'part_config', 'make_part', 'Pretrained', 'model_card', 'pretrained_names',
-           'load_pretrained', 'VAEOutput', 'reparameterize', 'VAE', 'full_precision']
+           'load_pretrained', 'VAEOutput', 'reparameterize', 'VAE', 'precision', 'full_precision']
 
 # %% ../nbs/04_models.ipynb #2e05a158
 import json, math, os
@@ -356,11 +356,11 @@ class VAE(nn.Module, Pretrained):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, C, H, W) in [0, 1] -> mu, logvar (N, L)
         "The Gaussian of codes of each image."
-        return self.encoder(x.to(_precision(self))).to(x.dtype).chunk(2, dim=1)  # losses are never in half precision
+        return self.encoder(x.to(precision(self))).to(x.dtype).chunk(2, dim=1)  # losses are never in half precision
 
     def decode(self, z: Tensor) -> Tensor:  # (N, L) -> (N, C, H, W) in [0, 1]
         "The image of each code."
-        return self.decoder(z.to(_precision(self))).to(z.dtype)
+        return self.decoder(z.to(precision(self))).to(z.dtype)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:  # (N, L) each
         "A code for each Gaussian: drawn at random (or by `noise`) in training, `mu` in eval mode."
@@ -400,7 +400,7 @@ class VAE(nn.Module, Pretrained):
         parts = {k: given.get(k) or make_part(config.get(k), k) for k in ("likelihood", "prior")}
         return cls(**{k: v for k, v in config.items() if k not in parts}, **parts)
 
-def _precision(module):
+def precision(module: nn.Module) -> torch.dtype:
     "The type of the weights, if there are any; that of PyTorch if there are none."
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
@@ -409,4 +409,4 @@ def full_precision(
     module: nn.Module,  # what is going to look at it
 ) -> Tensor:
     "Images as precise as the weights, but never in half precision: networks may be, losses and geometry are not."
-    return x.to(torch.promote_types(torch.promote_types(x.dtype, _precision(module)), torch.float32))
+    return x.to(torch.promote_types(torch.promote_types(x.dtype, precision(module)), torch.float32))
