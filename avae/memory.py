@@ -7,7 +7,7 @@ __all__ = ['PoseMemory', 'candidates', 'centred', 'pose_histograms', 'agreement'
            'aligned_in_pairs']
 
 # %% ../nbs/09_memory.ipynb #b90003
-import heapq, math
+import math
 from typing import Callable
 import torch
 import torch.nn.functional as F
@@ -154,28 +154,35 @@ def pose_warning(
 # %% ../nbs/09_memory.ipynb #3bb6412f
 @torch.no_grad()
 def aligned_in_pairs(
-    poses: PoseSpace,  # with an angle of the full circle
+    poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
     mask: Tensor | None = None,  # (H, W) in [0, 1], where to look; the inscribed disc if None
-    neighbours: int = 8,  # of each image
+    neighbours: int = 32,  # of each image
     bins: int = 72,  # angles a turn
-) -> Tensor:  # (N, D), angles and shifts; all else at the identity
-    "Poses under which images look alike, without a model; `ValueError` if the angle is not the full circle, or for flips."
-    if not any(poses.periodic) or any(poses.discrete):
-        raise ValueError(f"images are aligned in pairs over the full circle, without flips, got {poses}")
-    x, size = x.cpu(), tuple(x.shape[-2:])
+) -> Tensor:  # (N, D), flips, angles and shifts; scales and shear at the identity
+    "Poses under which images look alike, found without a model. Each image is compared with all others."
+    x, size, names = x.cpu(), tuple(x.shape[-2:]), poses.names
     mask = disc(size) if mask is None else mask.cpu()
     y = (x - estimate_background(x, mask)[..., None, None]).nan_to_num()
-    pose = poses.identity(len(x))
-    if {"shift_x", "shift_y"} <= set(poses.names):
+    pose, flip = poses.identity(len(x)), torch.zeros(len(x))
+    if {"shift_x", "shift_y"} <= set(names):
         shift = _centre_of_ink(y, mask)
         y = resample(y, PoseSpace(shift=1).mat(shift, size), 0.0)
-        for k, name in enumerate(("shift_x", "shift_y")): pose[:, poses.names.index(name)] = shift[:, k]
-    near, alike, turn = _most_alike(y, neighbours, bins)
-    i, j = torch.arange(len(x)).repeat_interleave(near.shape[1]), near.flatten()
-    pairs = torch.cat([i, j]), torch.cat([j, i]), torch.cat([turn.flatten(), -turn.flatten()]), alike.flatten().repeat(2)
-    at = _by_votes(_along_tree(len(x), *pairs), *pairs, bins)
-    pose[:, poses.names.index("angle")] = (at*360/bins + 180) % 360 - 180
+        for k, name in enumerate(("shift_x", "shift_y")): pose[:, names.index(name)] = shift[:, k]
+    turns = _possible_turns(poses, bins)
+    if "flip" in names:
+        flip = (_synchronized(len(y), *_most_alike(y, neighbours, turns, mirrored=True)) < 0).float()
+        y = torch.where(flip[:, None, None, None] > 0, y.flip(-1), y)
+        pose[:, names.index("flip")] = flip
+    if "angle" in names:
+        i, j, turn = _most_alike(y, neighbours, turns)
+        v = _synchronized(len(y), i, j, torch.polar(torch.ones(len(turn)), turn*2*math.pi/bins))
+        at = _by_votes((v.angle()*bins/(2*math.pi)).round().long() % bins, i, j, turn, bins)
+        angle = (at*360/bins + 180) % 360 - 180
+        if not any(poses.periodic):  # only differences are known: their middle is the middle of the range
+            mean = torch.polar(torch.ones(len(y)), torch.deg2rad(angle)).mean().angle().rad2deg()
+            angle = (angle - mean + 180) % 360 - 180 + sum(poses.bounds["angle"])/2
+        pose[:, names.index("angle")] = angle*(1 - 2*flip)
     return pose
 
 def _centre_of_ink(y, mask):
@@ -184,41 +191,52 @@ def _centre_of_ink(y, mask):
     ink, (down, right) = ink/ink.sum((1, 2), keepdim=True), ((2*torch.arange(n) + 1)/n - 1 for n in ink.shape[1:])
     return torch.stack([(ink.sum(1)*right).sum(1), (ink.sum(2)*down).sum(1)], 1)
 
-def _most_alike(y, neighbours, bins, rings=16):
-    "The most similar images of each (N, K), how similar, and how many bins they are turned."
+def _possible_turns(poses, bins):
+    "By how many of so many bins one image can be turned against another, (bins,) True or False."
+    if any(poses.periodic): return torch.ones(bins, dtype=torch.bool)
+    low, high = poses.bounds.get("angle", (0, 0))
+    return torch.arange(bins).minimum(bins - torch.arange(bins))*360/bins <= high - low
+
+def _polar_waves(y, bins, rings=16):
+    "Fourier transform of polar maps along the angle, each of norm 1: (waves, N, values)."
     radius, angle = (torch.arange(rings) + 0.5)/rings, torch.arange(bins)*2*math.pi/bins
     short = torch.tensor([min(y.shape[-2:])/y.shape[-1], min(y.shape[-2:])/y.shape[-2]])
     grid = torch.stack([radius[:, None]*angle.cos(), -radius[:, None]*angle.sin()], -1)*short
     polar = F.grid_sample(y, grid.expand(len(y), -1, -1, -1), align_corners=False)*radius[:, None].sqrt()
     polar = polar.flatten(1, 2)/polar.flatten(1).norm(dim=1).clamp_min(1e-9)[:, None, None]
-    waves, out = torch.fft.rfft(polar).permute(2, 0, 1).contiguous(), []
-    for rows in torch.arange(len(y)).split(64):
-        alike, turn = torch.fft.irfft((waves[:, rows].conj() @ waves.mT).permute(1, 2, 0), n=bins).max(2)
-        alike[torch.arange(len(rows)), rows] = -2  # not itself
-        best, near = alike.topk(min(neighbours, len(y) - 1), 1)
-        out.append((near, best, turn.gather(1, near)))
-    return [torch.cat(v) for v in zip(*out)]
+    return torch.fft.rfft(polar).permute(2, 0, 1).contiguous()
 
-def _along_tree(n, i, j, turn, alike):
-    "Angles in bins (n,), handed on from the most similar pair to the next."
-    ways, at = [[] for _ in range(n)], [None]*n
-    for a, b, t, s in zip(i.tolist(), j.tolist(), turn.tolist(), alike.tolist()): ways[a].append((-s, b, t))
-    for root in range(n):
-        todo = [(0.0, root, 0)]
-        while todo:
-            _, image, angle = heapq.heappop(todo)
-            if at[image] is not None: continue
-            at[image] = angle
-            for unlike, other, t in ways[image]: heapq.heappush(todo, (unlike, other, angle + t))
-    return torch.tensor(at)
+def _most_alike(y, neighbours, turns, mirrored=False):
+    """Pairs of images (i, j) that are most alike, and by how many bins they are turned; with `mirrored`, in place of that,
+    -1 where one is most like the mirror image of the other, else 1."""
+    bins, n = len(turns), len(y)
+    waves, out = [_polar_waves(v, bins) for v in ([y, y.flip(-1)] if mirrored else [y])], []
+    for rows in torch.arange(n).split(64):
+        over = [torch.fft.irfft((waves[0][:, rows].conj() @ w.mT).permute(1, 2, 0), n=bins).masked_fill(~turns, -2).max(2)
+                for w in waves]
+        alike, turn = over[0]
+        if mirrored: alike, turn = alike.maximum(over[1][0]), torch.where(over[1][0] > over[0][0], -1.0, 1.0)
+        alike[torch.arange(len(rows)), rows] = -3  # not itself
+        near = alike.topk(min(neighbours, n - 1), 1).indices
+        out.append((near.flatten(), turn.gather(1, near).flatten()))
+    (j, turn), i = map(torch.cat, zip(*out)), torch.arange(n).repeat_interleave(min(neighbours, n - 1))
+    return torch.cat([i, j]), torch.cat([j, i]), torch.cat([turn, turn if mirrored else -turn])
 
-def _by_votes(at, i, j, turn, alike, bins, rounds=30, width=2.0):
+def _synchronized(n, i, j, change, steps=200):
+    "Numbers of modulus 1 (n,), one for each image, with `v[j] = change v[i]` for as many pairs as possible."
+    total = j.bincount(minlength=n).clamp_min(1)
+    v = torch.randn(n, dtype=change.dtype, generator=torch.Generator().manual_seed(0))
+    for step in range(steps):
+        wanted = torch.zeros_like(v).index_add(0, j, change*v[i])/total
+        v = (v + wanted)/v.abs().mean() if step < steps//2 else (v + 2*wanted).sgn()
+    return v
+
+def _by_votes(at, i, j, turn, bins, rounds=30, width=2.0):
     "Half of the images at a time take the angle that their neighbours want, smoothed over `width` bins."
-    weight, g = ((alike - alike.mean())/alike.std().clamp_min(1e-9)).exp(), torch.Generator().manual_seed(0)
-    away = (torch.arange(bins) + bins//2) % bins - bins//2
+    g, away = torch.Generator().manual_seed(0), (torch.arange(bins) + bins//2) % bins - bins//2
     kernel = torch.fft.rfft(torch.exp(-0.5*(away/width)**2))
     for _ in range(rounds):
-        votes = torch.zeros(len(at)*bins).index_add(0, j*bins + (at[i] + turn) % bins, weight).view(len(at), bins)
+        votes = (j*bins + (at[i] + turn) % bins).bincount(minlength=len(at)*bins).float().view(len(at), bins)
         wanted = torch.fft.irfft(torch.fft.rfft(votes)*kernel, n=bins).argmax(1)
         at = torch.where(torch.rand(len(at), generator=g) < 0.5, wanted, at)
     return at
