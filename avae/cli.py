@@ -177,10 +177,8 @@ def train(
         "Search at every n-th step only, after the first epochs.")] = 6,
     search_warmup: Annotated[int, _POSES(metavar="N", min=0, help=
         "Make a whole search at each of the first n steps.")] = 0,
-    grow: Annotated[int, _POSES(metavar="N", min=0, help=
-        "Regime optimized: begin with one image, and double their number every n steps; 0 begins with all.")] = 40,
-    start: Annotated[str, _POSES(**_words("grow", "align"), help=
-        "Regime optimized: grow, as above, or align, begin with thousands of images aligned in pairs.")] = "grow",
+    align: Annotated[int, _POSES(metavar="N", min=0, help=
+        "Regime optimized: make the first n steps on images aligned in pairs; 0 begins with all at once.")] = 400,
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
     latent: Annotated[int, _MODEL(metavar="N", min=1, help="Number of latent variables.")] = 8,
@@ -255,7 +253,7 @@ def _train(o, run, resume):
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
     keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every search_warmup "
-            "grow start fill interpolation mixed_precision compile device workers save_every").split()
+            "align fill interpolation mixed_precision compile device workers save_every").split()
     try:
         history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                         report=say, extra={"options": options, "command": _command(options)},

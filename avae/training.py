@@ -59,12 +59,7 @@ class SearchSchedule(NamedTuple):
     every: int  # in the end, poses are searched at one step in so many
     warmup: int  # at so many first steps every image gets a whole search
     short: int  # passes of a search that begins at a carried pose
-    whole: int  # passes of one that begins anywhere
-
-    def for_new(self, epoch: int, images: int) -> int:
-        "For images that have no pose yet; the very first ones, of epoch 0, decide for all others."
-        first = epoch == 0 and images <= 64
-        return self.whole*4 if first else self.whole
+    whole: int  # passes of one that begins anywhere, for images that have no pose yet
 
     def for_known(self, epoch: int, step: int, steps_before: int) -> int:
         "For images that have one; 0 where it is only carried."
@@ -125,7 +120,7 @@ class _Trainer:
         self.loss = processes.wrap(torch.compile(_Loss(model), dynamic=True) if options.compile else _Loss(model))
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
         self.shares, self.share = 1, 0  # into how many a batch is divided, and which is that of this process
-        self.grown = None if self.affine and options.grow else 0.0  # seconds spent on the first images, once that is over
+        self.aligned = None if self.affine and options.align else 0.0  # seconds spent on aligned images, once that is over
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # for sums over a billion images, too
         self.sums = torch.zeros(7 + 2*len(model.poses if self.affine else ()), dtype=exact, device=self.device)  # loss, passes, tally
 
@@ -158,11 +153,10 @@ class _Trainer:
         "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
         poses, pose = self.model.poses, self.memory.carry(idx, applied)
         changed = pose.isnan().any(1)
-        if not (self.epoch or self.step) and changed.all(): pose = poses.identity(len(x)).to(pose)  # the very first, as they come
-        unknown = pose.isnan().any(1)
+        unknown = changed.clone()
         begin = torch.where(unknown[:, None], poses.identity().to(pose), pose)
         before = (self.epoch - 1)*self.steps + self.step
-        for rows, budget in ((unknown, self.schedule.for_new(self.epoch, len(x))),
+        for rows, budget in ((unknown, self.schedule.whole),
                              (~unknown, self.schedule.for_known(self.epoch, self.step, before))):
             if not budget or not rows.any(): continue
             found = self.search(x[rows], candidates(poses, begin[rows]), budget)
@@ -170,7 +164,7 @@ class _Trainer:
             self.sums[2:] += tally(poses, pose[rows], found.pose).to(self.sums)
             pose[rows] = found.pose.to(pose)
             changed |= rows
-        if not self.epoch and (changed.any() or self.options.start == "grow"): pose = centred(poses, pose)
+        if not self.epoch and changed.any(): pose = centred(poses, pose)
         self.memory.store(idx[changed.cpu()], pose[changed], applied[changed])  # a carried pose may have been clipped
         return pose
 
@@ -196,46 +190,38 @@ class _Trainer:
     def mine(self, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
         return v.tensor_split(self.shares)[self.share].to(self.device)
 
-    def begin(self, bar):
-        "Learn some images before the first epoch, in wider ranges of poses: one and then more, or many aligned in pairs."
+    def begin(self, bar, most=4096):
+        """Before the first epoch: learn images in the poses that a comparison in pairs gives; where several parameters
+        vary, the second half of these steps searches, in wider ranges of poses."""
         start, self.epoch, self.step, poses, schedule = time.perf_counter(), 0, 0, self.model.poses, self.schedule
-        carried = schedule._replace(short=0)  # no search
-        plan = [*(self.aligned() if self.options.start == "align" else self.growing())]
-        self.model.poses = self.memory.poses = poses.widened()  # the first may lie at an end, others as far at the other
+        order, steps = self.align(most), self.options.align
+        self.model.poses = self.memory.poses = poses.widened()  # some may lie at an end, and others as far at the other
+        self.schedule = schedule._replace(short=0)  # no search
         self.model.train()
         try:
-            for idx, searched in plan:
-                self.schedule = schedule if searched else carried
-                some = torch.randperm(len(idx), generator=generator(self.options.seed, 0, self.step, 0))
-                idx, x = self.data.__getitems__(idx[some[:self.options.batch_size]].tolist())
+            for step in range(steps):
+                if len(poses) > 1 and step >= steps//2: self.schedule = schedule
+                some = torch.randperm(len(order), generator=generator(self.options.seed, 0, step, 0))
+                idx, x = self.data.__getitems__(order[some[:self.options.batch_size]].tolist())
                 loss = self.learn(len(x), idx, x.to(self.device))
                 self.step += 1
-                bar.set_description_str(f"first images, {self.step/len(plan):.0%}", refresh=False)
-                if not self.step % 16 or self.step == len(plan): bar.set_postfix_str(f"loss {self.finite(loss)/len(x):.1f}")
+                bar.set_description_str(f"aligned images, {self.step/steps:.0%}", refresh=False)
+                if not self.step % 16 or self.step == steps: bar.set_postfix_str(f"loss {self.finite(loss)/len(x):.1f}")
         finally: self.model.poses, self.memory.poses, self.schedule = poses, poses, schedule
         self.optimizer.state.clear()
         self.memory.changed[:] = False
-        self.epoch, self.step, self.grown = 1, 0, time.perf_counter() - start
+        self.epoch, self.step, self.aligned = 1, 0, time.perf_counter() - start
         self.sums.zero_()
 
-    def growing(self, most=1024):
-        "Numbers of images for each step, with searches: one image first, then twice as many, and so on."
-        order = torch.randperm(len(self.data), generator=generator(self.options.seed, 0))[:most]
-        least = min(self.least, len(order))
-        sizes = [min(least << i, len(order)) for i in range(20) if not i or least << i < 2*len(order)]
-        for n in sizes:  # the first ones are to be known well
-            yield from [(order[:n], True)]*max(self.options.grow, 3*self.options.grow//n)
-
-    def aligned(self, most=4096):
-        "Numbers of images for each step: many, in the poses that a comparison in pairs gives; searched late, if at all."
+    def align(self, most):
+        "So many images at most, in random order; from now on the memory knows under which poses they look alike."
         order = torch.randperm(len(self.data), generator=generator(self.options.seed, 0))[:most]
         x = self.data.__getitems__(order.tolist())[1].to(self.device)
         u = torch.rand(len(x), len(self.augment or ()), generator=generator(self.options.seed, 0, 0, 1))
         x, applied = self.view(x, u.to(self.device))
         pose = aligned_in_pairs(self.model.poses, x, self.model.window(x.nan_to_num()))
         self.memory.store(order, pose.to(self.device), applied)
-        steps, several = 10*self.options.grow, len(self.model.poses) > 1
-        return [(order, several and k >= steps//2) for k in range(steps)]
+        return order
 
     def divide(self):
         "From here on, each process has its share of every batch."
@@ -264,7 +250,7 @@ class _Trainer:
         (total, passes, *counts), n = self.processes.sum(self.sums).tolist(), len(self.data)
         speed, valid = n/(time.perf_counter() - start), self.validate()
         self.finite(total + (valid if self.valid else 0))
-        seconds = time.perf_counter() - start + self.grown*(self.epoch == 1)
+        seconds = time.perf_counter() - start + self.aligned*(self.epoch == 1)
         rate = self.optimizer.param_groups[0]["lr"]
         self.history.append(Epoch(self.epoch, total/n, valid, rate, passes/n, speed, seconds))
         if self.affine: self.watch(counts)
@@ -309,7 +295,7 @@ class _Trainer:
         tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
         for i, s in self.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
         if self.memory is not None: tensors["memory"] = self.memory.pose
-        numbers = {k: getattr(self, k) for k in ("epoch", "step", "grown", "seconds", "history", "pose_log")}
+        numbers = {k: getattr(self, k) for k in ("epoch", "step", "aligned", "seconds", "history", "pose_log")}
         return tensors, numbers | {"sums": self.processes.sum(self.sums).tolist(), "scaler": self.processes.scaler.state_dict()}
 
     def load(self, tensors, numbers):
@@ -321,7 +307,7 @@ class _Trainer:
         for k, v in part("optimizer").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if self.memory is not None: self.memory.pose = tensors["memory"]
-        for k in ("epoch", "step", "grown", "seconds", "pose_log"): setattr(self, k, numbers[k])
+        for k in ("epoch", "step", "aligned", "seconds", "pose_log"): setattr(self, k, numbers[k])
         self.history = [Epoch(*e) for e in numbers["history"]]
         if self.processes.main: self.sums += torch.tensor(numbers["sums"], dtype=self.sums.dtype, device=self.device)  # of all
         self.processes.scaler.load_state_dict(numbers["scaler"])
@@ -346,8 +332,7 @@ def train(
     search_budget: int | None = None,  # passes of a search from a carried pose; 12 for one parameter, 40 for more, if None
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
     search_warmup: int = 0,  # at so many first steps, every image gets a whole search
-    grow: int = 40,  # an `AffineVAE` learns one image first, twice as many after so many steps; 0 = all at once
-    start: str = "grow",  # how an `AffineVAE` begins: "grow", or "align", thousands aligned in pairs (full circle, no flips)
+    align: int = 400,  # first steps of an `AffineVAE`, on up to 4,096 images aligned in pairs; 0 = all images at once
     fill: float | None = None,  # background of augmented images, estimated if None; an `AffineVAE` knows its own
     interpolation: str = "bicubic",  # of augmented images, one of `MODES`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
@@ -366,7 +351,7 @@ def train(
     if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    patience=patience, seed=seed, search_budget=search_budget, search_every=search_every,
-                   search_warmup=search_warmup, grow=grow, start=start, fill=fill, interpolation=interpolation,
+                   search_warmup=search_warmup, align=align, fill=fill, interpolation=interpolation,
                    mixed_precision=mixed_precision, compile=compile)
     _check_options(model, augment, valid, save_every, extra or {}, **options)
     if resume and run is None: raise ValueError("resume needs the folder of a run")
@@ -388,7 +373,7 @@ def _loop(trainer, run, save_every, report, info):
     if trainer.history and not trainer.step and run: _record(trainer, run, info, to_board=False)  # may have been killed before
     if not trainer.history and not trainer.step: save()  # from here on, the start weights of a resumed run do not count
     with _bar(trainer) as bar:
-        if trainer.grown is None:
+        if trainer.aligned is None:
             trainer.begin(bar)
             save()
         trainer.divide()
@@ -425,7 +410,7 @@ def _patience_over(history, patience):
     return bool(patience) and len(history) - 1 - best >= patience
 
 # %% ../nbs/12_training.ipynb #e30018
-WHOLE = dict(epochs=1, batch_size=1, search_every=1, search_budget=1, search_warmup=0, grow=0, seed=0, patience=1,
+WHOLE = dict(epochs=1, batch_size=1, search_every=1, search_budget=1, search_warmup=0, align=0, seed=0, patience=1,
              save_every=1)  # options that are whole numbers, and the least that each may be
 OURS = ("train", "versions", "processes", "device", "epoch", "valid")  # entries that `extra` must leave alone
 
@@ -441,7 +426,7 @@ def _check_options(model, augment, valid, save_every, extra, **options):
         if (v := options[k]) is not None and not v > 0: raise ValueError(f"{k} must be positive, got {v}")
     if options["weight_decay"] < 0: raise ValueError(f"weight_decay must not be negative, got {options['weight_decay']}")
     if options["patience"] and valid is None: raise ValueError("patience needs validation images")
-    choices = dict(schedule=tuple(SCHEDULES), interpolation=MODES, mixed_precision=tuple(PRECISIONS), start=("grow", "align"))
+    choices = dict(schedule=tuple(SCHEDULES), interpolation=MODES, mixed_precision=tuple(PRECISIONS))
     for k, known in choices.items():
         if options[k] not in known: raise ValueError(f"{k} must be one of {', '.join(known)}, got {options[k]!r}")
     if augment is not None and not isinstance(augment, PoseSpace):

@@ -37,5 +37,5 @@ def test_a_decoder_that_learns_prefers_no_angle(background):
     torch.manual_seed(0)
     model = AffineVAE(VAE(2, 24), TURN)
     for epochs in (2, 8):  # little, much
-        train(model, images, epochs=epochs, grow=4, batch_size=16, lr=5e-3, device='cpu')
+        train(model, images, epochs=epochs, align=40, batch_size=16, lr=5e-3, device='cpu')
         assert spread(model, empty) < 0.04, epochs

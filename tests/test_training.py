@@ -22,7 +22,7 @@ def work(run, before=lambda: None, resume=False):
     before()
     torch.manual_seed(0)
     train(AffineVAE(VAE(2, 16), TURN), toy_glyphs(96, 16), toy_glyphs(32, 16, seed=1), TURN, run, resume,
-          epochs=6, batch_size=16, grow=2, search_warmup=8, device='cpu', save_every=2)
+          epochs=6, batch_size=16, align=20, search_warmup=8, device='cpu', save_every=2)
 
 CLEAN = multiprocessing.get_context('forkserver')  # not forks of this process, which may have computed with threads
 CLEAN.set_forkserver_preload(['avae.training', 'avae.data'])
