@@ -27,7 +27,7 @@ class Epoch(NamedTuple):
     lr: float  # learning rate at its end
     passes: float  # passes that the pose search spent on each training image, on average
     images_per_second: float  # in training, all processes together
-    seconds: float  # with validation, and in the first line with the first images
+    seconds: float  # with validation, and in the first line with the aligned images
 
 def is_best(
     history: list[Epoch],
