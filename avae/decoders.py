@@ -98,7 +98,7 @@ class ImageFile(NamedTuple):
     shape: tuple  # (H, W, samples) of the first picture
     number: str  # its kind of number
     check: callable  # raises what is wrong with the data, as far as it can be seen without decoding
-    close: callable
+    close: callable  # when it is no longer read
     lasting: bool = True  # may stay open: Pillow is not good at going back to an earlier frame
 
 # %% ../nbs/01_decoders.ipynb #bb2c5a9f
