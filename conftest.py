@@ -2,12 +2,23 @@
 `#| eval: false`, or with one of settings.ini's tst_flags, are left out. Only experiments (20_... and up) may be
 skipped as a whole (`skip_exec: true`).
 
-    pytest -k affine -n 2          # by name; in parallel
+    pytest -k affine               # by name
+    pytest -n 0                    # one after the other; by default as many at a time as there are cores, up to four
     pytest --nbflags slow          # also the cells marked `#| slow`
 """
-import re
+import os, re
+from pathlib import Path
 import pytest
 from tools.run_nbs import NotebookFailed, flags_to_skip, front_matter, run_notebook
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):      # before torch is imported
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, CORES//workers)))
+
+def pytest_xdist_auto_num_workers(config):
+    "How many tests run at a time; a single file needs no other processes"
+    files = [Path(a.split('::')[0]) for a in config.args]
+    return 0 if len(files) == 1 and files[0].is_file() else min(CORES, 4)
 
 def pytest_addoption(parser):
     parser.addoption('--nbflags', default='', help='also run cells with these flags (see tst_flags in settings.ini)')

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .affine import PoseSpace, disc, estimate_background, register, resample
 from .core import check_images, evaluating
 from .formats import Intensity
-from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, full_precision, make_part, name_of,
-                         part_config, precision, reparameterize)
+from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, foreign, full_precision, make_part,
+                         name_of, part_config, precision, reparameterize)
 from .optimizers import SearchResult, multistart, random_restarts, scan
 
 # %% ../nbs/06_affine_vae.ipynb #ea5d0eee
@@ -119,7 +119,7 @@ class AffineVAE(nn.Module, Pretrained):
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
         with exact:
             mat, plain = self.poses.mat(pose, x.shape[-2:]), background[..., None, None].expand_as(x)
-            counted, x = self._counted(x), torch.where(x.isnan(), plain, x)
+            counted, x = self._counted(x, hidden := x.isnan()), torch.where(hidden, plain, x)
             looked_at = x if self.own_mask is None else torch.lerp(plain, x, self._own_mask(x))
             canonical = resample(looked_at, mat, background, "bicubic")
             seen = canonical if self.mask is None else torch.lerp(plain, canonical, self._frame(x))
@@ -197,9 +197,10 @@ class AffineVAE(nn.Module, Pretrained):
         "What a reconstruction in the observed frame costs, on the pixels that count."
         return self.likelihood.nll(x.nan_to_num(), recon, *self._counted(x))
 
-    def _counted(self, x):
+    def _counted(self, x, hidden=None):
         "How much each pixel counts, (H, W), or (N, C, H, W) where some are not known; for a likelihood, as arguments."
-        known = (~hidden).to(x.dtype) if (hidden := x.isnan()).any() else None
+        hidden = x.isnan() if hidden is None else hidden
+        known = (~hidden).to(x.dtype) if hidden.any() else None
         if self.mask is None: return () if known is None else (known,)
         return (self.window(x) if known is None else self.window(x)*known,)
 
@@ -296,7 +297,7 @@ class AffineVAE(nn.Module, Pretrained):
         for k, name, known in (("vae", inner["model"], vae or inner["model"] == VAE.saved_as),
                                ("search", search, given.get("search") or search in SEARCHES),
                                ("pose_prior", rest["pose_prior"], given.get("pose_prior") or rest["pose_prior"] is None)):
-            if not known: raise ValueError(f"the {k} was {name}, which is not of this package: give it, {k}=...")
+            if not known: raise foreign(k, name)
         parts = {k: given.get(k) or make_part(rest[k], k) for k in ("likelihood", "prior")}
         vae = vae or VAE.from_config({k: v for k, v in inner.items() if k != "model"})
         mask = torch.ones(mask) if isinstance(mask, list) else mask

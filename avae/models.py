@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'PARTS', 'MODELS', 'HUB', 'Bernoulli', 'Gaussian', 'StandardNormal', 'PaperPrior', 'PaperLoss', 'paper_nets',
-           'CropTo', 'lean_nets', 'name_of', 'part_config', 'make_part', 'Pretrained', 'model_card', 'pretrained_names',
-           'load_pretrained', 'VAEOutput', 'reparameterize', 'VAE', 'precision', 'full_precision']
+           'CropTo', 'lean_nets', 'name_of', 'part_config', 'foreign', 'make_part', 'Pretrained', 'model_card',
+           'pretrained_names', 'load_pretrained', 'VAEOutput', 'reparameterize', 'VAE', 'precision', 'full_precision']
 
 # %% ../nbs/04_models.ipynb #2e05a158
 import json, math, os
@@ -192,6 +192,13 @@ def part_config(part) -> dict | None:
     if part is None: return None
     return {"class": (name := name_of(type(part), PARTS))} | (part.config() if name in PARTS else {})
 
+def foreign(
+    what: str,  # the argument by which it is given
+    name: str,  # of its class or function
+) -> ValueError:  # to be raised
+    "The error that says of a saved part that only its name was saved."
+    return ValueError(f"the {what} was {name}, which is not of this package: give it, {what}=...")
+
 def make_part(
     config: dict | None,  # that `part_config` made
     what: str,  # "likelihood" or "prior", for the message
@@ -199,8 +206,7 @@ def make_part(
     "The part itself; `ValueError` if it must be given."
     if config is None: return None
     name, settings = config["class"], {k: v for k, v in config.items() if k != "class"}
-    if name not in PARTS:
-        raise ValueError(f"the {what} was {name}, which is not of this package: give it, {what}=...")
+    if name not in PARTS: raise foreign(what, name)
     return PARTS[name](**settings)
 
 # %% ../nbs/04_models.ipynb #9edc2b5a

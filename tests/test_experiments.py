@@ -1,7 +1,8 @@
 """Experiments run again from one command; all of them by `pytest --experiments`, some minutes each."""
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import psutil
+import nbformat, psutil
+import nbformat.v4 as nbf
 import pytest
 from avae.experiments import known_experiments
 
@@ -31,40 +32,52 @@ def test_quick_version_runs_and_touches_no_full_result(name, copy, request):
     assert not (copy/'imgs').exists()
     assert json.loads((copy/'runs'/f'{name}-quick'/f'{name}.json').read_text())
 
-def test_an_interrupted_one_goes_on_unless_its_code_has_changed_and_a_finished_one_starts_anew(copy):
-    folder, module = copy/'runs'/'vae_fails_on_rotations-quick', copy/'avae'/'affine.py'
-    part, finished = folder/'over_angles.json', folder/'finished'
+TINY = [nbf.new_markdown_cell('# Tiny\n\n> The number of parameters.\n- time: 1 s\n- quick: 1 s\n- skip_exec: true'),
+        nbf.new_code_cell('import time\nfrom avae.affine import PoseSpace\nfrom avae.experiments import Experiment'),
+        nbf.new_code_cell('exp = Experiment("tiny")\ndef count(angle): return len(PoseSpace(angle=angle))\n'
+                          'n = exp.once("count", count, angle=20)'),
+        nbf.new_code_cell('while (exp.root/"wait").exists(): time.sleep(0.1)\nexp.save({"n": n})')]
+
+@pytest.fixture
+def tiny(copy):
+    "The same copy with one more experiment: its second part takes as long as there is a file `wait`"
+    nbformat.write(nbf.new_notebook(cells=TINY), copy/'nbs'/'29_tiny.ipynb')
+    return copy
+
+def test_an_interrupted_one_goes_on_unless_its_code_has_changed_and_a_finished_one_starts_anew(tiny):
+    folder, module = tiny/'runs'/'tiny-quick', tiny/'avae'/'affine.py'
+    part, finished = folder/'count.json', folder/'finished'
     made = lambda: part.stat().st_mtime_ns
-    reproduce(copy, '20', '--quick')
+    reproduce(tiny, '29', '--quick')
     first = made()
     finished.unlink()                                           # as if it had been interrupted after this part
     module.write_text('# A comment\n' + module.read_text())
-    reproduce(copy, '20', '--quick')
+    reproduce(tiny, 'tiny', '--quick')
     assert made() == first and finished.exists()
     finished.unlink()
     module.write_text(module.read_text() + '\nMORE = 1\n')
-    assert 'is kept' in reproduce(copy, '20', '--quick', '--stale', 'keep') and made() == first
+    assert 'is kept' in reproduce(tiny, 'tiny', '--quick', '--stale', 'keep') and made() == first
     finished.unlink()
-    reproduce(copy, '20', '--quick')
+    reproduce(tiny, 'tiny', '--quick')
     second = made()
     assert second > first
-    reproduce(copy, '20', '--quick')
+    reproduce(tiny, 'tiny', '--quick')
     assert made() > second
 
-def test_a_killed_one_leaves_no_process_and_goes_on(copy):
-    run = [sys.executable, '-m', 'avae.cli', 'reproduce', '25', '--quick']
-    p = subprocess.Popen(run, cwd=copy, env=os.environ | {'PYTHONPATH': str(copy)}, start_new_session=True)
-    folder = copy/'runs'/'general_affine-quick'
-    for _ in range(600):
-        if (folder/'reduction-0.json').exists() or p.poll() is not None: break
-        time.sleep(0.2)
+def test_a_killed_one_leaves_no_process_and_goes_on(tiny):
+    (tiny/'wait').touch()
+    run = [sys.executable, '-m', 'avae.cli', 'reproduce', 'tiny', '--quick']
+    p = subprocess.Popen(run, cwd=tiny, env=os.environ | {'PYTHONPATH': str(tiny)}, start_new_session=True)
+    part, finished = (tiny/'runs'/'tiny-quick'/name for name in ('count.json', 'finished'))
+    while not part.exists() and p.poll() is None: time.sleep(0.1)
     kernels = psutil.Process(p.pid).children(recursive=True)
     os.killpg(p.pid, signal.SIGKILL)
     p.wait()
-    first = (folder/'reduction-0.json').stat().st_mtime_ns
-    assert kernels and not psutil.wait_procs(kernels, timeout=20)[1]
-    reproduce(copy, '25', '--quick')
-    assert (folder/'reduction-0.json').stat().st_mtime_ns == first and (folder/'finished').exists()
+    first = part.stat().st_mtime_ns
+    assert kernels and not psutil.wait_procs(kernels, timeout=20)[1] and not finished.exists()
+    (tiny/'wait').unlink()
+    reproduce(tiny, 'tiny', '--quick')
+    assert part.stat().st_mtime_ns == first and finished.exists()
 
 def test_table_1_has_what_it_promises():
     table = json.loads((ROOT/'nbs'/'results'/'table1.json').read_text())

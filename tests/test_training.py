@@ -133,7 +133,7 @@ def avae_train(pictures, out, processes, *args):
     return [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
 
 def test_two_processes_do_what_one_does(pictures, tmp_path):
-    poses = '--mixed-precision', 'bf16', '--search-warmup', '4'
+    poses = '--mixed-precision', 'bf16', '--search-warmup', '4', '--align', '40'
     for regime, tolerance, extra in [('random', 1e-4, ()), ('optimized', 1e-2, poses)]:
         one, two = (avae_train(pictures, tmp_path/f'{regime}-{n}', n, '--regime', regime, *extra) for n in (1, 2))
         assert json.loads((tmp_path/f'{regime}-2'/'settings.json').read_text())['processes'] == 2
@@ -149,7 +149,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
         torch.set_num_threads(1)
         torch.manual_seed(0)
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',
-              search_warmup=6, report=report)
+              search_warmup=6, align=40, report=report)
     assert (finish(whole, function=part), finish(run, 2, function=part)) == (0, 3)
     launch(part, run, None, True, processes=2)
     last = lambda run: json.loads((run/'metrics.jsonl').read_text().splitlines()[-1])
