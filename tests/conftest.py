@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 everywhere = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
-settings.register_profile('ci', max_examples=15, derandomize=True, **everywhere)
-settings.register_profile('nightly', max_examples=300, **everywhere)
+settings.register_profile('ci', max_examples=10, derandomize=True, **everywhere)
+settings.register_profile('nightly', max_examples=200, **everywhere)
 settings.load_profile('ci')
 
 CHROMIUM = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (

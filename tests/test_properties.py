@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from avae.affine import MODES, NAMES, PoseSpace, disc, estimate_background, register, resample, warp
 from avae.affine_vae import AffineVAE
 from avae.core import check_images, json_text
-from avae.data import Crops, ImageDir, Images, crops, pad_to, split_valid
+from avae.data import ImageDir, Images, crops, pad_to, split_valid
 from avae.memory import PoseMemory, agreement, candidates, centred, pose_histograms, pose_report, tally
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.optimizers import multistart, random_restarts, scan
@@ -369,3 +369,145 @@ def test_reports_are_shares(space, seed, n):
     report = pose_report(space, tally(space, poses_of(space, n, seed), poses_of(space, n, seed + 1)).tolist())
     shares = [report["unmoved"], report["crowding"], *report["at_bound"].values(), *report["moved"].values()]
     assert report["searched"] == n and all(-1e-6 <= v <= 1 + 1e-5 for v in shares)
+
+# --- the Affine VAE
+
+def shapes(most=16): return st.tuples(st.integers(8, most), st.integers(8, most))
+
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS)
+def test_at_the_identity_it_is_its_vae(space, c, size, seed):
+    x, model = images(3, c, size, seed), avae(space, size, c, mask=None)
+    out, plain = model(x, pose=space.identity(3)), model.vae(x)
+    assert torch.equal(out.recon, plain.recon) and torch.equal(out.loss, plain.loss) and torch.equal(out.canonical, x)
+
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS, st.integers(0, 3), st.sampled_from([scan, multistart]))
+def test_no_image_is_worse_off_than_at_the_identity(space, c, size, seed, more, search):
+    x, model = images(3, c, size, seed), avae(space, size, c, search=search)
+    found = model(x, least_budget(search, space) + 1 + 8*more)
+    assert (found.loss <= model(x, pose=space.identity(3)).loss + 2e-3).all()
+
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS, st.integers(1, 512), DTYPES)
+def test_chunks_change_no_result(space, c, size, seed, chunk, dtype):
+    x, model = images(5, c, size, seed, dtype), avae(space, size, c)
+    whole = model(x, 24)
+    model.chunk = chunk
+    part = model(x, 24)
+    assert part.loss.dtype == dtype and torch.allclose(part.loss, whole.loss, rtol=1e-3, atol=1e-2)
+
+@given(spaces(), shapes(), SEEDS, st.integers(1, 512))
+def test_gradients_come_in_chunks_too(space, size, seed, chunk):
+    x, model, pose = images(3, 1, size, seed), avae(space, size, 1), poses_of(space, 15, seed).view(3, 5, -1)
+    def gradient(chunk):
+        model.chunk, p = chunk, pose.clone().requires_grad_()
+        return torch.autograd.grad(model.energy(x, p).sum(), p)[0]
+    a, b = gradient(256), gradient(chunk)
+    assert torch.allclose(a, b, rtol=1e-3, atol=1e-3*a.abs().max().item() + 1e-6)
+
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS, st.randoms(use_true_random=False))
+def test_other_images_change_no_result(space, c, size, seed, random):
+    x, model, order = images(5, c, size, seed), avae(space, size, c), random.sample(range(5), 3)
+    assert torch.allclose(model(x[order], 24).loss, model(x, 24).loss[order], rtol=1e-3, atol=1e-2)
+
+@given(spaces(), st.integers(1, 3), st.integers(8, 17), SEEDS, st.integers(0, 3), st.booleans())
+def test_energy_follows_a_turned_image(space, c, n, seed, k, flip):
+    x, pose, free = images(2, c, (n, n), seed), poses_of(space, 8, seed).view(2, 4, -1), avae(WHOLE, (n, n), c)
+    mat = space.mat(pose, (n, n))
+    old, new = (free.energy(moved(x, *by), WHOLE.from_mat(dihedral(*by) @ mat)) for by in ((0, False), (k, flip)))
+    assert torch.allclose(old, new, rtol=1e-3, atol=1e-2)
+
+@given(st.integers(1, 3), st.integers(9, 16), SEEDS, st.integers(1, 3), st.integers(3, 10))
+def test_the_search_follows_a_turned_image(c, n, seed, k, quarter):
+    turn = PoseSpace(angle=180)
+    x, model = images(2, c, (n, n), seed), avae(turn, (n, n), c, search=scan, budget=4*quarter + 1)  # a grid that turns with it
+    one, two = (model.search(moved(x, by, False)) for by in (0, k))
+    assert torch.allclose(one.energy, two.energy, rtol=1e-3, atol=1e-2)
+    best, next_best = one.energies.topk(2, largest=False).values.T
+    same = torch.isclose(turn.mat(two.pose), dihedral(k, False) @ turn.mat(one.pose), atol=1e-3).flatten(1).all(1)
+    assert (same | (next_best - best < 0.05)).all()
+
+@given(spaces(), st.integers(1, 3), st.integers(12, 21), SEEDS, numbers(0, 1))
+def test_nothing_prefers_no_pose(space, c, n, seed, light):
+    x, model = torch.full((2, c, n, n), light), avae(PoseSpace(**(space.config() | {"angle": 180})), (n, n), c)
+    x[1] = torch.rand(c, generator=torch.Generator().manual_seed(seed))[:, None, None]
+    flat = AffineVAE(vae((n, n), c, 1.0), model.poses)  # untrained: its decoder says one grey for all
+    energy = flat.energy(x, poses_of(model.poses, 32, seed).view(2, 16, -1))
+    assert ((energy.amax(1) - energy.amin(1)) < 5e-3*energy.mean(1)).all()
+
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS)
+def test_codes_and_poses_draw_the_reconstruction(space, c, size, seed):
+    x, model = images(3, c, size, seed), avae(space, size, c)
+    out = model(x, pose=poses_of(space, 3, seed))
+    assert torch.allclose(model.decode(out.mu, out.pose), out.recon, atol=1e-5)
+
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS)
+def test_pixels_that_are_not_known_do_not_count(space, c, size, seed):
+    x, model, pose = images(3, c, size, seed), avae(space, size, c), poses_of(space, 3, seed)
+    x[:, :, size[0]//2:size[0]//2 + 2] = math.nan
+    out = model(x, pose=pose)
+    assert out.loss.isfinite().all() and not out.recon.isnan().any()
+    shown = model.nll(x, out.recon)
+    assert torch.allclose(shown, out.nll, rtol=1e-4) and (model.nll(x.nan_to_num(0.9), out.recon) > shown).all()
+
+@settings(max_examples=max(3, settings().max_examples//10))
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS)
+def test_what_is_saved_gives_the_same_poses(tmp_path_factory, space, c, size, seed):
+    x, model = images(2, c, size, seed), AffineVAE(VAE(3, size, c, likelihood=Gaussian(0.2)).eval(), space, budget=24, chunk=7)
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(model(x), load_pretrained(folder)(x)))
+
+# --- images and tables
+
+@given(CHANNELS, SIZES, SEEDS, st.integers(0, 9), numbers(0, 1))
+def test_padding_keeps_every_pixel(c, size, seed, more, fill):
+    x, side = images(2, c, size, seed), max(size) + more
+    y, (top, left) = pad_to(x, side, fill), [(side - n)//2 for n in size]
+    assert y.shape == (2, c, side, side) and torch.equal(y[:, :, top:top + size[0], left:left + size[1]], x)
+    assert torch.isclose(y.double().sum(), x.double().sum() + fill*2*c*(side*side - size[0]*size[1]), rtol=1e-5, atol=1e-3)
+
+@given(CHANNELS, SIZES, SEEDS)
+def test_bytes_are_images(c, size, seed):
+    x = (255*images(2, c, size, seed)).round().byte()
+    y = check_images(x)
+    assert torch.equal((255*y).round().byte(), x) and torch.equal(check_images(y), y)
+
+@given(st.integers(1, 60), st.data(), st.integers(0, 99))
+def test_a_split_loses_nothing(n, data, seed):
+    valid = data.draw(st.integers(0, n - 1))
+    parts = split_valid(Images(torch.arange(n).view(n, 1, 1, 1)/n, torch.arange(n)), valid, seed)
+    assert len(parts[1].images) == valid and torch.cat([p.labels for p in parts]).sort().values.tolist() == list(range(n))
+    assert all(torch.equal((p.images.flatten()*n).round().long(), p.labels) for p in parts)
+
+@given(CHANNELS, SIZES, SEEDS, st.integers(3, 24))
+def test_a_window_shows_what_is_there(c, size, seed, side):
+    field, (h, w) = images(1, c, size, seed), size
+    g = torch.Generator().manual_seed(seed)
+    at = (torch.rand(4, 2, generator=g)*torch.tensor([w, h])).floor()
+    cut, middle = crops(field, side, centres=at), side//2  # an even window has one pixel more before its middle
+    assert cut.images.shape == (4, c, side, side) and torch.equal(cut.centres.float(), at)
+    true = torch.stack([field[0, :, int(y), int(x)] for x, y in at])
+    assert torch.allclose(cut.images[..., middle, middle], true, atol=1e-5)
+
+PIXELS = {"L": (np.uint8, ()), "RGB": (np.uint8, (3,)), "I;16": (np.uint16, ())}
+
+@settings(max_examples=max(5, settings().max_examples//3))
+@given(st.sampled_from(list(PIXELS)), SIZES, SEEDS, st.sampled_from([".png", ".tif", ".npy"]))
+def test_a_picture_comes_back_from_its_file(tmp_path_factory, mode, size, seed, suffix):
+    kind, samples = PIXELS[mode]
+    a = np.random.default_rng(seed).integers(0, np.iinfo(kind).max + 1, (*size, *samples)).astype(kind)
+    file = tmp_path_factory.mktemp("pictures")/f"a{suffix}"
+    np.save(file, a[None]) if suffix == ".npy" else Image.fromarray(a).save(file)
+    x, _ = ImageDir(file, max(size), 3 if samples else 1, normalize="none")[0]
+    want = torch.as_tensor(a.astype(np.float32)/np.iinfo(kind).max)
+    want = want.permute(2, 0, 1) if samples else want[None]
+    top, left = ((max(size) - n)//2 for n in size)
+    assert torch.allclose(x[:, top:top + size[0], left:left + size[1]], want, atol=1e-5)
+
+NUMBERS = st.recursive(st.none() | st.booleans() | st.integers(-2**40, 2**40) | st.floats() | st.text(max_size=5),
+                       lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6)
+
+@given(NUMBERS)
+def test_records_are_strict_json(what):
+    none = lambda v: (_ for _ in ()).throw(ValueError(v))
+    again = json.loads(json_text(what), parse_constant=none)
+    assert json_text(again) == json_text(what)
