@@ -187,8 +187,9 @@ class Box:
     def log_prob(self, pose: Tensor) -> Tensor:  # (..., D) -> (...)
         "Log-density of the uniform distribution, per degree, fraction or unit of a logarithm; minus infinity outside."
         lo, hi, _, periodic, discrete = self._limits(pose)
-        u = self.to_unit(pose)
-        inside = ((u >= -1e-6) & (u <= 1 + 1e-6) | periodic).all(-1)
+        rounding = 4*torch.finfo(pose.dtype).eps*(1 + lo.abs().maximum(hi.abs()))
+        u, slack = self.to_unit(pose), 1e-6 + rounding/(hi - lo)
+        inside = ((u >= -slack) & (u <= 1 + slack) | periodic).all(-1)
         return torch.where(inside, -torch.where(discrete, 2, hi - lo).log().sum(), -math.inf)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # (n, D)
