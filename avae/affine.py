@@ -172,7 +172,7 @@ class Box:
     def from_unit(self, u: Tensor) -> Tensor:  # (..., D) -> (..., D)
         "Points of the unit cube as values: what is periodic wraps around, all else stops at its bounds."
         lo, hi, log, periodic, discrete = self._limits(u)
-        inside = torch.where(periodic, u - u.floor(), torch.where(discrete, (u >= 0.5).to(u), u.clamp(0, 1)))
+        inside = torch.where(periodic, u - u.floor(), torch.where(discrete, (2*u).floor().clamp(0, 1), u.clamp(0, 1)))
         v = lo + (hi - lo)*inside
         return torch.where(log, torch.where(log, v, 0).exp(), v)  # exp of an angle would spoil the gradient
 
@@ -187,8 +187,9 @@ class Box:
     def log_prob(self, pose: Tensor) -> Tensor:  # (..., D) -> (...)
         "Log-density of the uniform distribution, per degree, fraction or unit of a logarithm; minus infinity outside."
         lo, hi, _, periodic, discrete = self._limits(pose)
-        u = self.to_unit(pose)
-        inside = ((u >= -1e-6) & (u <= 1 + 1e-6) | periodic).all(-1)
+        rounding = 4*torch.finfo(pose.dtype).eps*(1 + lo.abs().maximum(hi.abs()))
+        u, slack = self.to_unit(pose), 1e-6 + rounding/(hi - lo)
+        inside = ((u >= -slack) & (u <= 1 + slack) | periodic).all(-1)
         return torch.where(inside, -torch.where(discrete, 2, hi - lo).log().sum(), -math.inf)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # (n, D)
@@ -290,16 +291,18 @@ class PoseSpace(Box):
         self,
         mat: Tensor,  # (..., 3, 3) motions; reflections only if there is a `flip`
         size: tuple[int, int] = (1, 1),  # (H, W) of the images; only its ratio counts, and only for shifts
-    ) -> Tensor:  # (..., D), not held to the bounds
+    ) -> Tensor:  # (..., D), not held to the bounds, but angles lie within half a turn of the middle of theirs
         "The pose of a motion, by Gram-Schmidt: undoes `mat`. Parameters that this space lacks are dropped."
         a, b = mat[..., :2, 0], mat[..., :2, 1]
-        flip = ((a[..., 0]*b[..., 1] < a[..., 1]*b[..., 0]) if "flip" in self.names else torch.zeros_like(a[..., 0])).to(mat)
+        area = a[..., 0]*b[..., 1] - a[..., 1]*b[..., 0]
+        flip = torch.where(area < 0, 1, 0*area) if "flip" in self.names else torch.zeros_like(area)  # NaN stays NaN
         a = a*(1 - 2*flip)[..., None]
         sx = a.norm(dim=-1)
         c, s = a[..., 0]/sx, -a[..., 1]/sx
         sy, k = s*b[..., 0] + c*b[..., 1], c*b[..., 0] - s*b[..., 1]
-        (h, w), short = size, min(size)
-        p = {"angle": torch.rad2deg(torch.atan2(s, c)), "scale_x": sx, "scale_y": sy, "shear": k/sy, "flip": flip,
+        (h, w), short, angle = size, min(size), torch.rad2deg(torch.atan2(s, c))
+        angle = angle - 360*((angle - sum(self.bounds.get("angle", (0, 0)))/2)/360).round()
+        p = {"angle": angle, "scale_x": sx, "scale_y": sy, "shear": k/sy, "flip": flip,
              "shift_x": mat[..., 0, 2]*(short/w), "shift_y": mat[..., 1, 2]*(short/h)}
         return torch.stack([p[n] for n in self.names], -1)
 

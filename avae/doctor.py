@@ -189,7 +189,8 @@ def in_words(
     return "\n".join(lines + ["", *(["What is wrong", *wrong] if wrong else ["Nothing is wrong."])])
 
 # %% ../nbs/18_doctor.ipynb #e89254e7
-MENDED_BY = {"OutOfMemory|MemoryError|out of memory": "the memory is full: a smaller --batch-size or --size needs less",
+MENDED_BY = {"OutOfMemory|MemoryError|out of memory|not enough memory": "the memory is full: a smaller --batch-size or --size needs less",
+             "OverflowError|Overflow when|too large to convert": "a number is too large for this computer",
              "InvalidCxxCompiler|No working C|cl is not found|Failed to find C compiler|TritonMissing":
                  "--compile needs a C++ compiler: install one, for example g++, or leave --compile out",
              "DataLoader worker.*(exited|killed|Bus error)|shared memory":
@@ -207,7 +208,7 @@ def error_in_words(
         if re.search(pattern, f"{type(e).__name__}: {text}"): return f"{advice} ({text.splitlines()[0][:200]})"
     if isinstance(e, OSError) or _meant(e): return text
     where = traceback.extract_tb(e.__traceback__)[-1]
-    return (f"this is a fault of the program: {type(e).__name__}: {text} ({Path(where.filename).name}, line "
+    return (f"this is a fault of the program: {type(e).__name__}: {text.splitlines()[0]} ({Path(where.filename).name}, line "
             f"{where.lineno}). Try `avae doctor`. The same command with --debug shows the traceback: please report it.")
 
 def _meant(e):

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
-from .core import atomic_write, json_text, write_json
+from .core import atomic_write, check_writable, json_text, write_json
 
 # %% ../nbs/11_runs.ipynb #d20006
 class Epoch(NamedTuple):
@@ -124,7 +124,7 @@ class Run:
 
     def _lock(self):
         "Keep others out; the system opens it again if this process is killed."
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_writable(self.folder/"settings.json")
         self.lock = FileLock(self.folder/".lock")
         try: self.lock.acquire(timeout=0)
         except Timeout as e: raise OSError(f"another process is training in {self.folder}") from e

@@ -1,10 +1,16 @@
-"""A browser for the tests that look at pages.
+"""A browser for the tests that look at pages, and how many examples Hypothesis tries.
 
-Needs playwright and a Chromium (on the path, or named by CHROMIUM); without them such tests are skipped, but fail where
+The browser needs playwright and a Chromium (on the path, or named by CHROMIUM); without them such tests are skipped, but fail where
 CI is set.
 """
 import os, shutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+everywhere = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None, print_blob=True)
+settings.register_profile('ci', max_examples=10, derandomize=True, **everywhere)
+settings.register_profile('nightly', max_examples=200, **everywhere)
+settings.load_profile('ci')
 
 CHROMIUM = os.environ.get('CHROMIUM') or next(filter(None, map(shutil.which, (
     'chromium', 'chromium-browser', 'google-chrome'))), None)
