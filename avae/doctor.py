@@ -189,7 +189,8 @@ def in_words(
     return "\n".join(lines + ["", *(["What is wrong", *wrong] if wrong else ["Nothing is wrong."])])
 
 # %% ../nbs/18_doctor.ipynb #e89254e7
-MENDED_BY = {"OutOfMemory|MemoryError|out of memory|not enough memory": "the memory is full: a smaller --batch-size or --size needs less",
+MENDED_BY = {"OutOfMemory|MemoryError|out of memory|not enough memory":
+                 "the memory is full: a smaller --batch-size or --size needs less",
              "OverflowError|Overflow when|too large to convert": "a number is too large for this computer",
              "InvalidCxxCompiler|No working C|cl is not found|Failed to find C compiler|TritonMissing":
                  "--compile needs a C++ compiler: install one, for example g++, or leave --compile out",

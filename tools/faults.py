@@ -61,7 +61,7 @@ def an_affine_vae(run):
     set_seed(0)
     x = toy_glyphs(40, 12)
     train(AffineVAE(VAE(2, 12), PoseSpace(angle=180)), x[:32], x[32:], PoseSpace(angle=180), run,
-          (run/"settings.json").exists(), epochs=3, batch_size=8, grow=2, save_every=2, device="cpu")
+          (run/"settings.json").exists(), epochs=3, batch_size=8, align=20, save_every=2, device="cpu")
 
 WORK = {"train": a_vae, "train, Affine VAE": an_affine_vae}
 
@@ -204,7 +204,7 @@ def options():
     from avae.cli import app
     return {k: [p.opts[0] for p in c.params if p.opts[0].startswith("-")] for k, c in get_command(app).commands.items()}
 
-SLOW = {"--epochs", "--grow", "--search-warmup", "--workers", "--compile", "--download", "--n", "--patience"}  # long, not wrong
+SLOW = {"--epochs", "--align", "--search-warmup", "--workers", "--compile", "--download", "--n", "--patience"}  # long, not wrong
 
 def a_command(pick, pictures):
     "Words of a command that would take a moment if they made sense, with one to three that may not."
