@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PoseMemory', 'candidates', 'centred', 'pose_histograms', 'agreement', 'tally', 'pose_report', 'pose_warning',
-           'aligned_in_pairs']
+           'pose_leakage', 'aligned_in_pairs']
 
 # %% ../nbs/09_memory.ipynb #b90003
 import heapq, math
@@ -150,6 +150,38 @@ def pose_warning(
     for k, v in report["moved"].items():
         if progress > 0.7 and v > 0.3:
             return f"poses drift: the {k} of {v:.0%} of the images still changes by more than 5 % of its range"
+
+# %% ../nbs/09_memory.ipynb #5b50cf1f
+def pose_leakage(
+    mu: Tensor,  # (N, L) codes; at most 2,000 of them are looked at
+    pose: Tensor,  # (N, D), under which they were found
+    poses: PoseSpace,
+    folds: int = 5,  # of the cross-validation
+    neighbours: int = 10,  # whose poses are averaged
+    shuffles: int = 19,  # of the poses, for chance
+) -> dict[str, float]:  # R^2 of the probes, "linear" and "neighbours", and "chance"
+    "How much of the pose do codes tell? `ValueError` for fewer than 50, or poses of other images."
+    if len(mu) != len(pose) or len(mu) < 50:
+        raise ValueError(f"mu and pose must be of the same images, at least 50, got {len(mu)} and {len(pose)}")
+    g = torch.Generator().manual_seed(0)
+    some = torch.randperm(len(mu), generator=g)[:2000]
+    z, y = (v.detach().cpu()[some].double() for v in (mu, pose))
+    z, y = (z - z.mean(0))/z.std(0).clamp_min(1e-9), _as_complex(poses, y)
+    y = torch.cat([y, *(y[torch.randperm(len(y), generator=g)] for _ in range(shuffles))], 1)  # columns: truth, then chance
+    linear, near, ones = torch.zeros_like(y), torch.zeros_like(y), torch.cat([z, torch.ones_like(z[:, :1])], 1).to(y.dtype)
+    for test in torch.arange(len(z)).remainder(folds)[None] == torch.arange(folds)[:, None]:
+        linear[test] = ones[test] @ torch.linalg.lstsq(ones[~test], y[~test]).solution
+        near[test] = y[~test][torch.cdist(z[test], z[~test]).topk(neighbours, largest=False).indices].mean(1)
+    spread = (y - y.mean(0)).abs().square().sum(0)
+    told = lambda guess: torch.where(spread > 1e-9, 1 - (y - guess).abs().square().sum(0)/spread, 0).view(1 + shuffles, -1).amax(1)
+    both = torch.stack([told(linear), told(near)])
+    return {"linear": both[0, 0].item(), "neighbours": both[1, 0].item(), "chance": both[:, 1:].max().item()}
+
+def _as_complex(poses, pose):
+    "Columns (N, K) of complex numbers: of what is periodic its direction and twice that, all else as it lies in its range."
+    u = torch.complex(poses.to_unit(pose), torch.zeros_like(pose))
+    around = torch.tensor(poses.periodic)
+    return torch.cat([u[:, ~around], *((2j*math.pi*k*u[:, around]).exp() for k in (1, 2))], 1)
 
 # %% ../nbs/09_memory.ipynb #3bb6412f
 @torch.no_grad()
