@@ -194,6 +194,11 @@ def train(
     weight_decay: Annotated[float, _TRAINING(metavar="X", help="Weight decay of the AdamW optimizer.")] = 1e-4,
     clip: Annotated[Optional[float], _TRAINING(metavar="X", show_default="no limit", help=
         "Largest norm of the gradient.")] = None,
+    kl_weight: Annotated[float, _TRAINING(metavar="X", min=0, help=
+        "How much the KL counts in what is learned: less than 1 for sharper images, more for simpler codes.")] = 1,
+    kl_warmup: Annotated[int, _TRAINING(metavar="N", min=0, help="Epochs over which that weight rises from 0.")] = 0,
+    capacity: Annotated[float, _TRAINING(metavar="X", min=0, help=
+        "Pull the KL to this many nats, not to 0; they rise from 0 over the first half of the run.")] = 0,
     valid: Annotated[Optional[int], _TRAINING(metavar="N", min=0, show_default="a tenth, at most 1000", help=
         "Number of images to set aside; the epoch with the lowest loss on them is kept as the best.")] = None,
     patience: Annotated[Optional[int], _TRAINING(metavar="N", min=1, show_default="never", help=
@@ -254,8 +259,8 @@ def _train(o, run, resume):
     model, poses = _model(o, spaces)
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
-    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every search_warmup "
-            "grow start fill interpolation mixed_precision compile device workers save_every").split()
+    keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget search_every "
+            "search_warmup grow start fill interpolation mixed_precision compile device workers save_every").split()
     try:
         history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                         report=say, extra={"options": options, "command": _command(options)},

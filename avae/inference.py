@@ -18,7 +18,7 @@ from .core import check_images, evaluating
 from .affine_vae import AffineVAE
 from .models import PaperLoss, StandardNormal, full_precision
 
-# %% ../nbs/08_inference.ipynb #76518f6a
+# %% ../nbs/08_inference.ipynb #99d80e23
 class Posterior(NamedTuple):
     "What N images say of their poses: M modes, and S poses that were drawn."
     pose: Tensor  # (N, M, D), the middle of each mode, the heaviest first
@@ -39,11 +39,25 @@ class Posterior(NamedTuple):
         which = torch.searchsorted(end, at).clamp(max=end.shape[1] - 1)
         return self.draws.gather(1, which[..., None].expand(-1, -1, self.draws.shape[-1]))
 
-    def moved(self, least: float = 4.0) -> Tensor:  # (N,) bool
-        "Does it pay to move an image? If `gain` is above `least` nats, see below."
+    def moved(self, least: float = 30.0) -> Tensor:  # (N,) bool
+        "Does it pay to move an image? If its `gain` is above `least` nats, see below."
         return self.gain > least
 
-# %% ../nbs/08_inference.ipynb #779fd4af
+    def share(
+        self,
+        poses: PoseSpace,
+        around: Tensor | None = None,  # (N, D); the heaviest mode if None
+        symmetries: Tensor | None = None,  # (K, 3, 3) motions of the canonical frame that change nothing
+        within: float = 0.04,  # of the range of each parameter; of a full circle 14 degrees
+    ) -> Tensor:  # (N,) from 0 to 1
+        "The mass of the poses near one, or near one that a symmetry makes of it."
+        same = torch.eye(3)[None] if symmetries is None else symmetries
+        mat = poses.mat(self.pose[:, 0] if around is None else around)
+        equal = poses.to_unit(poses.from_mat(mat[:, None] @ same.to(mat)))  # (N, K, D)
+        near = (_away(poses, poses.to_unit(self.draws)[:, :, None], equal[:, None]).abs() < within).all(-1).any(-1)
+        return (self.log_weight.exp()*near).sum(1)
+
+# %% ../nbs/08_inference.ipynb #11f146fe
 @torch.no_grad()
 def posterior(
     avae: AffineVAE,
@@ -64,14 +78,13 @@ def posterior(
 
 def _posterior(avae, x, budget, draws, modes, seed):
     poses, energy, found = avae.poses, avae.energy, avae.search(x, budget)
+    if not found.energy.isfinite().all(): raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")
     middle, scale, log_mass, spent = _laplace(energy, poses, x, _valleys(poses, found, modes))
     u, log_q = _draw(poses, middle, scale, log_mass, draws, seed)
     pose, inside = poses.from_unit(u), ((u >= 0) & (u <= 1)).all(-1)
     prior = _log_prior(avae, pose)
     loss = energy(x, pose) + (0 if avae.pose_prior is None else avae.pose_prior(pose))
     target = torch.where(inside & loss.isfinite(), prior - loss, -math.inf)
-    if (bad := ~(target > -math.inf).any(1)).any():
-        raise ValueError(f"the loss must be finite under some pose, but it is not for image {bad.nonzero()[0].item()} of the batch")
     log_w = target - log_q.logsumexp(-1)
     evidence, log_w = log_w.logsumexp(1) - math.log(draws), log_w.log_softmax(1)
     mean = lambda v: (log_w.exp()*torch.where(log_w > -math.inf, v, 0)).sum(1)
@@ -86,7 +99,7 @@ def _log_prior(avae, pose):
     anywhere = avae.pose_prior(avae.poses.sobol(4096).to(pose))
     return avae.pose_prior(pose) - anywhere.logsumexp(0) + math.log(4096)
 
-# %% ../nbs/08_inference.ipynb #19620ffc
+# %% ../nbs/08_inference.ipynb #6f71e7a0
 def _away(poses, a, b):
     "The way from b to a in the unit cube, around where that is shorter."
     d = a - b
@@ -106,7 +119,7 @@ def _valleys(poses, found, modes, radius=0.04, most=128):
 
 def _free(poses): return [i for i, d in enumerate(poses.discrete) if not d]
 
-# %% ../nbs/08_inference.ipynb #0b58a1be
+# %% ../nbs/08_inference.ipynb #414db654
 def _parabola(energy, poses, x, u, h=0.01):
     "Energies (N, M), gradients (N, M, C) and curvatures (N, M, C, C) by differences, of the C continuous parameters."
     E = torch.eye(len(poses)).to(x)[_free(poses)]*h
@@ -118,7 +131,7 @@ def _parabola(energy, poses, x, u, h=0.01):
     H[..., i, j] = H[..., j, i] = 0.5*(both + neither + 2*f - up[..., i] - down[..., i] - up[..., j] - down[..., j])
     return f[..., 0], (up - down)/(2*h), H/h**2, len(steps)*u.shape[1]
 
-def _laplace(energy, poses, x, u, h=0.01, wider=1.4):
+def _laplace(energy, poses, x, u, h=0.01):
     "Gaussians around valleys (N, M, D): middle, scale (N, M, C, C), log of their mass, minus infinity if seen twice; passes."
     u = torch.where(torch.tensor(poses.bounded, device=x.device), u.clamp(h, 1 - h), u)  # with room on both sides
     f, g, H, spent = _parabola(energy, poses, x, u, h)
@@ -128,15 +141,15 @@ def _laplace(energy, poses, x, u, h=0.01, wider=1.4):
     step = -(cov @ g.nan_to_num()[..., None])[..., 0]
     middle, log_mass = u.clone(), (-f - 0.5*curve.log().sum(-1)).nan_to_num(nan=-math.inf)
     middle[..., _free(poses)] += step*(2*h/step.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
-    scale = wider*torch.linalg.cholesky(cov)
+    scale = (1 + g.shape[-1]**-0.5)*torch.linalg.cholesky(cov)  # wider, and the more so the fewer dimensions there are
     log_q = _log_density(poses, middle, middle, scale)
     within = log_q - log_q.diagonal(dim1=1, dim2=2)[:, None] > -4.5  # three widths
     order = torch.arange(u.shape[1], device=u.device)
     heavier = (log_mass[:, None] > log_mass[:, :, None]) | (log_mass[:, None] == log_mass[:, :, None]) & (order < order[:, None])
     return middle, scale, torch.where((within & heavier).any(-1), -math.inf, log_mass), spent
 
-# %% ../nbs/08_inference.ipynb #b9674659
-def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.125):
+# %% ../nbs/08_inference.ipynb #5f1f4c4c
+def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.25):
     "Points (N, S, D) from all modes and from anywhere, and the log-density (N, S, M + 1) of each part of the mixture."
     (n, modes), free = middle.shape[:2], _free(poses)
     anywhere = poses.to_unit(poses.sobol(round(spread*draws), seed)).to(middle)
