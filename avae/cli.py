@@ -184,6 +184,8 @@ def train(
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
     latent: Annotated[int, _MODEL(metavar="N", min=1, help="Number of latent variables.")] = 8,
+    classes: Annotated[int, _MODEL(metavar="N", min=0, help=
+        "Number of classes that the networks are told, from the labels of the images; 0 tells none.")] = 0,
     likelihood: Annotated[str, _MODEL(**_words("bernoulli", "gaussian", "paper"), help=
         "Distribution of a pixel: bernoulli; gaussian, which learns its width; paper, as in 2019.")] = "bernoulli",
     epochs: Annotated[int, _TRAINING(metavar="N", min=1, help="Number of passes over the training images.")] = 20,
@@ -303,7 +305,7 @@ def _model(o, spaces):
     poses = PoseSpace(**spaces) if spaces else None
     set_seed(o.seed)
     likelihoods = {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}
-    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihoods[o.likelihood]())
+    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihoods[o.likelihood](), classes=o.classes)
     if o.regime != "optimized": return vae, poses
     return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Normal
 from torch.quasirandom import SobolEngine
 from .affine import PoseSpace
 from .core import check_images, evaluating
 from .affine_vae import AffineVAE
 from .models import PaperLoss, StandardNormal, full_precision
 
-# %% ../nbs/08_inference.ipynb #99d80e23
+# %% ../nbs/08_inference.ipynb #dab46be3
 class Posterior(NamedTuple):
     "What N images say of their poses: M modes, and S poses that were drawn."
     pose: Tensor  # (N, M, D), the middle of each mode, the heaviest first
@@ -31,6 +31,11 @@ class Posterior(NamedTuple):
     draws: Tensor  # (N, S, D)
     log_weight: Tensor  # (N, S), log of the share of each draw
     passes: Tensor  # (N,), spent on each image
+
+    @property
+    def effective(self) -> Tensor:  # (N,)
+        "How many draws count; do not rely on the numbers of an image with fewer than five."
+        return 1/(2*self.log_weight).exp().sum(1)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # (N, n, D)
         "Poses drawn from the posterior; same seed, same poses."
@@ -57,7 +62,7 @@ class Posterior(NamedTuple):
         near = (_away(poses, poses.to_unit(self.draws)[:, :, None], equal[:, None]).abs() < within).all(-1).any(-1)
         return (self.log_weight.exp()*near).sum(1)
 
-# %% ../nbs/08_inference.ipynb #11f146fe
+# %% ../nbs/08_inference.ipynb #e9829662
 @torch.no_grad()
 def posterior(
     avae: AffineVAE,
@@ -99,7 +104,7 @@ def _log_prior(avae, pose):
     anywhere = avae.pose_prior(avae.poses.sobol(4096).to(pose))
     return avae.pose_prior(pose) - anywhere.logsumexp(0) + math.log(4096)
 
-# %% ../nbs/08_inference.ipynb #6f71e7a0
+# %% ../nbs/08_inference.ipynb #cc2ff2d1
 def _away(poses, a, b):
     "The way from b to a in the unit cube, around where that is shorter."
     d = a - b
@@ -119,7 +124,7 @@ def _valleys(poses, found, modes, radius=0.04, most=128):
 
 def _free(poses): return [i for i, d in enumerate(poses.discrete) if not d]
 
-# %% ../nbs/08_inference.ipynb #414db654
+# %% ../nbs/08_inference.ipynb #f808f002
 def _parabola(energy, poses, x, u, h=0.01):
     "Energies (N, M), gradients (N, M, C) and curvatures (N, M, C, C) by differences, of the C continuous parameters."
     E = torch.eye(len(poses)).to(x)[_free(poses)]*h
@@ -135,20 +140,19 @@ def _laplace(energy, poses, x, u, h=0.01):
     "Gaussians around valleys (N, M, D): middle, scale (N, M, C, C), log of their mass, minus infinity if seen twice; passes."
     u = torch.where(torch.tensor(poses.bounded, device=x.device), u.clamp(h, 1 - h), u)  # with room on both sides
     f, g, H, spent = _parabola(energy, poses, x, u, h)
-    curve, axes = torch.linalg.eigh(H.nan_to_num(posinf=1e6, neginf=-1e6))
-    curve = curve.clamp(1/0.1**2, 1/0.0005**2)  # no wider than a tenth of the range
-    cov = (axes/curve[..., None, :]) @ axes.mT
-    step = -(cov @ g.nan_to_num()[..., None])[..., 0]
-    middle, log_mass = u.clone(), (-f - 0.5*curve.log().sum(-1)).nan_to_num(nan=-math.inf)
+    curve, axes = (v.to(u) for v in torch.linalg.eigh(H.nan_to_num(posinf=1e6, neginf=-1e6).cpu()))
+    curve = curve.clamp(1/0.1**2, 1/0.0005**2)[..., None, :]  # no wider than a tenth of the range
+    step = -((axes/curve) @ axes.mT @ g.nan_to_num()[..., None])[..., 0]
+    middle, log_mass = u.clone(), (-f - 0.5*curve.log().sum((-2, -1))).nan_to_num(nan=-math.inf)
     middle[..., _free(poses)] += step*(2*h/step.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
-    scale = (1 + g.shape[-1]**-0.5)*torch.linalg.cholesky(cov)  # wider, and the more so the fewer dimensions there are
+    scale = (1 + g.shape[-1]**-0.5)*axes/curve.sqrt()  # wider than the parabola, and the more so the fewer dimensions
     log_q = _log_density(poses, middle, middle, scale)
     within = log_q - log_q.diagonal(dim1=1, dim2=2)[:, None] > -4.5  # three widths
     order = torch.arange(u.shape[1], device=u.device)
     heavier = (log_mass[:, None] > log_mass[:, :, None]) | (log_mass[:, None] == log_mass[:, :, None]) & (order < order[:, None])
     return middle, scale, torch.where((within & heavier).any(-1), -math.inf, log_mass), spent
 
-# %% ../nbs/08_inference.ipynb #5f1f4c4c
+# %% ../nbs/08_inference.ipynb #62533668
 def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.25):
     "Points (N, S, D) from all modes and from anywhere, and the log-density (N, S, M + 1) of each part of the mixture."
     (n, modes), free = middle.shape[:2], _free(poses)
@@ -176,7 +180,8 @@ def _log_density(poses, u, middle, scale):
     "The log-density (N, S, M) of points (N, S, D) under the Gaussian of each mode, which has one value of what is discrete."
     away, discrete = _away(poses, u[:, :, None], middle[:, None]), list(poses.discrete)
     away, same = away[..., _free(poses)], (away[..., discrete].abs() < 0.25).all(-1)
-    q = MultivariateNormal(torch.zeros_like(away), scale_tril=scale[:, None]).log_prob(away)
+    spread = scale.square().sum(-2)[:, None]  # the columns of a scale are its axes, at right angles
+    q = Normal(0, spread.sqrt()).log_prob(torch.einsum("nsmi,nmij->nsmj", away, scale)/spread.sqrt()).sum(-1)
     return torch.where(same, q + math.log(2)*sum(discrete), -math.inf)
 
 def _modes(poses, u, w, middle, log_q):

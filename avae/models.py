@@ -354,25 +354,35 @@ class VAE(nn.Module, Pretrained):
         arch: str = "default",  # "default" or "paper", see `ARCHS`
         likelihood=None,  # an object with `nll` and `floor`; `Bernoulli()` if None
         prior=None,  # an object with `kl`; the likelihood's own or `StandardNormal()` if None
+        classes: int = 0,  # K, of which both networks may be told; see below
     ):
         super().__init__()
         if arch not in ARCHS: raise ValueError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
-        if latent < 1 or channels < 1:
-            raise ValueError(f"latent and channels must be at least 1, got {latent} and {channels}")
-        self.latent, self.channels, self.arch = latent, channels, arch
+        if latent < 1 or channels < 1 or classes < 0:
+            raise ValueError(f"latent and channels must be at least 1, and classes at least 0, got {latent}, {channels} and {classes}")
+        self.latent, self.channels, self.arch, self.classes = latent, channels, arch, classes
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels)
+        if classes:
+            self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels + classes)[0], ARCHS[arch](latent + classes, self.size, channels)[1]
         self.likelihood = likelihood or Bernoulli()
         self.prior = prior or getattr(self.likelihood, "prior", StandardNormal())
         self.to(memory_format=torch.channels_last)  # the order of weights in memory that is faster for convolutions
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, C, H, W) in [0, 1] -> mu, logvar (N, L)
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:  # (N, C, H, W), (N,) -> mu, logvar (N, L)
         "The Gaussian of codes of each image."
+        if self.classes: x = torch.cat([x, self._one_hot(labels, x)[..., None, None].expand(-1, -1, *x.shape[-2:])], 1)
         return self.encoder(x.to(precision(self))).to(x.dtype).chunk(2, dim=1)  # losses are never in half precision
 
-    def decode(self, z: Tensor) -> Tensor:  # (N, L) -> (N, C, H, W) in [0, 1]
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # (N, L), (N,) -> (N, C, H, W) in [0, 1]
         "The image of each code."
+        if self.classes: z = torch.cat([z, self._one_hot(labels, z)], 1)
         return self.decoder(z.to(precision(self))).to(z.dtype)
+
+    def _one_hot(self, labels, like):
+        "Labels (N,) as (N, K); all 0 where none is known: None, or -1."
+        if labels is None: return like.new_zeros(len(like), self.classes)
+        return F.one_hot(labels + 1, self.classes + 1)[:, 1:].to(like)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:  # (N, L) each
         "A code for each Gaussian: drawn at random (or by `noise`) in training, `mu` in eval mode."
@@ -382,12 +392,13 @@ class VAE(nn.Module, Pretrained):
         self,
         x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8
         noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
+        labels: Tensor | None = None,  # (N,) from 0 to K - 1, -1 where it is not known
     ) -> VAEOutput:
         "Encode, decode and score images; errors as `check_images` (the values are looked at in eval mode only)."
         x = check_images(x, self.channels, self.size, values=not (self.training or torch.compiler.is_compiling()))
         x = full_precision(x, self)
-        mu, logvar = self.encode(x)
-        recon = self.decode(self.reparameterize(mu, logvar, noise))
+        mu, logvar = self.encode(x, labels)
+        recon = self.decode(self.reparameterize(mu, logvar, noise), labels)
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return VAEOutput(recon, nll + kl, nll, kl, mu, logvar)
 
@@ -396,15 +407,24 @@ class VAE(nn.Module, Pretrained):
         return self(x).recon
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:  # (n, C, H, W) in [0, 1]
-        "Images of n codes drawn from the prior."
+    def sample(self, n: int, labels: Tensor | None = None) -> Tensor:  # n, (n,) -> (n, C, H, W) in [0, 1]
+        "Images of n codes drawn from the prior, of these classes."
         device = next(self.parameters()).device
-        with evaluating(self): return self.decode(self.prior.sample(n, self.latent, device=device))
+        with evaluating(self): return self.decode(self.prior.sample(n, self.latent, device=device), labels)
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, K)
+        "Log-probabilities of the classes, by the loss of each image under each of them. `ValueError` without classes."
+        if not self.classes: raise ValueError("there are no classes: the VAE must be made with classes=K, and trained on labels")
+        told = torch.arange(self.classes, device=x.device)
+        with evaluating(self): losses = [self(x, labels=c.expand(len(x))).loss for c in told]
+        return (-torch.stack(losses, 1)).log_softmax(1)
 
     def config(self) -> dict:
         "All that the constructor was told, in numbers and words."
         return dict(latent=self.latent, size=list(self.size), channels=self.channels, arch=self.arch,
-                    likelihood=part_config(self.likelihood), prior=part_config(self.prior))
+                    likelihood=part_config(self.likelihood), prior=part_config(self.prior),
+                    **({"classes": self.classes} if self.classes else {}))
 
     @classmethod
     def from_config(cls, config: dict, **given):  # -> VAE; `given`: parts that are not of this package

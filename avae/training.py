@@ -24,8 +24,8 @@ from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, ca
                          pose_report, pose_warning, tally)
 from .models import VAE, KLSchedule, name_of
 from .optimizers import default_budget, multistart
-from .processes import PRECISIONS, Processes, SyncBatchNorm2d, generator, smallest_batch
-from .runs import Epoch, Run, fingerprint, is_best, read_checkpoint
+from .processes import PRECISIONS, Processes, SyncBatchNorm2d, decayed, generator, smallest_batch
+from .runs import Epoch, Run, fingerprint, is_best, patience_over, read_checkpoint
 
 # %% ../nbs/12_training.ipynb #43605bb3
 @torch.inference_mode()
@@ -52,8 +52,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x, pose, noise, weight, capacity):
-        out = self.model(x, noise) if pose is None else self.model.explain(x, pose, noise=noise)
+    def forward(self, x, pose, noise, labels, weight, capacity):
+        out = self.model(x, noise, labels) if pose is None else self.model.explain(x, pose, noise=noise)
         return out.nll + weight*torch.where(capacity > 0, (out.kl - capacity).abs(), out.kl), out.loss
 
 # %% ../nbs/12_training.ipynb #e30013
@@ -82,12 +82,6 @@ def _check_frame(model, x, fill, augmented):
         warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
                       f"flat_field. Pay no heed if the objects do not turn")
 
-def _weights(model, weight_decay):
-    "Groups for the optimizer: biases, norms and a learned sigma are not pulled towards 0."
-    learned = [p for p in model.parameters() if p.requires_grad]
-    return [dict(params=[p for p in learned if p.dim() > 1], weight_decay=weight_decay),
-            dict(params=[p for p in learned if p.dim() <= 1], weight_decay=0.0)]
-
 # %% ../nbs/12_training.ipynb #e30015
 class _Trainer:
     "One training: what it needs, where it stands, and what moves it on."
@@ -100,19 +94,28 @@ class _Trainer:
         expect += (self.affine,)  # which knows what to do with pixels that are NaN
         self.data, self.valid = Indexed(data, *expect), None if valid is None else Indexed(valid, *expect)
         self.labels = labels_of(data)
+        self.told = self.labels if self._learns_classes() else None
         if self.affine and model.intensity is None: model.intensity = intensity_of(data)
         self._look_at_data()
         self.memory = PoseMemory(len(self.data), model.poses, self.size) if self.affine else None
         whole = default_budget(model.poses) if self.affine else 0
         self.schedule = SearchSchedule(options.search_every, options.search_warmup, options.search_budget, whole)
         self.kl = KLSchedule(options.kl_weight, options.kl_warmup, options.capacity)
-        self.optimizer = torch.optim.AdamW(_weights(model, options.weight_decay), options.lr)
+        self.optimizer = torch.optim.AdamW(decayed(model, options.weight_decay), options.lr)
         self.loss = processes.wrap(torch.compile(_Loss(model), dynamic=True) if options.compile else _Loss(model))
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
         self.shares, self.share = 1, 0  # into how many a batch is divided, and which is that of this process
         self.grown = None if self.affine and options.grow else 0.0  # seconds spent on the first images, once that is over
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # for sums over a billion images, too
         self.sums = torch.zeros(7 + 2*len(model.poses if self.affine else ()), dtype=exact, device=self.device)  # loss, passes, tally
+
+    def _learns_classes(self):
+        "Are networks told the labels? One sentence if they cannot be."
+        if not (k := getattr(self.vae, "classes", 0)): return False
+        if self.affine: raise ValueError("an AffineVAE learns without labels, but its VAE has classes: train that alone, or without them")
+        if (y := self.labels) is None or y.is_floating_point() or not ((y >= -1) & (y < k)).all():
+            raise ValueError(f"data must have labels from 0 to {k - 1}, or -1 where none is known, for classes={k}")
+        return True
 
     def _look_at_data(self):
         "Some images: their size, what is wrong with them, how the model takes them."
@@ -168,12 +171,13 @@ class _Trainer:
         options, g = self.options, generator(self.options.seed, self.epoch, self.step)
         u = torch.rand(n, len(self.augment), generator=g) if self.augment else torch.empty(n, 0)
         noise = torch.randn(n, self.latent, generator=g)
+        labels = self.told[idx].to(self.device).where(self.mine(torch.rand(n, generator=g)) > 0.2, -1) if self.told is not None else None
         torch.manual_seed(g.initial_seed() + self.share)  # for dropout, if somebody's model has any
         x, applied = self.view(x, self.mine(u))
         pose = self.find_poses(idx, x, applied) if self.affine else None
         done = self.epoch - 1 + (self.step + 0.5)/self.steps if self.epoch else -1  # epochs
         kl = torch.tensor(self.kl.at(done, options.epochs), device=self.device)
-        with self.processes.autocast(): learned, losses = (v.float() for v in self.loss(x, pose, self.mine(noise), *kl))
+        with self.processes.autocast(): learned, losses = (v.float() for v in self.loss(x, pose, self.mine(noise), labels, *kl))
         rate = options.lr*(SCHEDULES[options.schedule](min(done/options.epochs, 1)) if self.epoch else 0.5)
         for group in self.optimizer.param_groups: group["lr"] = rate
         self.processes.step(learned.sum()*(self.shares/n), self.optimizer, options.clip)  # averaged over processes
@@ -321,7 +325,7 @@ class _Trainer:
 # %% ../nbs/12_training.ipynb #e30017
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
-    data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels only serve the histograms
+    data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels are for a VAE with `classes`, and for histograms
     valid: Tensor | Images | Dataset | None = None,  # the weights that score best on them are kept
     augment: PoseSpace | None = None,  # show each image in a random pose of this space, another one in every epoch
     run: str | Path | None = None,  # folder for the record of the run and its checkpoints; nothing is written if None
@@ -387,7 +391,7 @@ def _loop(trainer, run, save_every, report, info):
             trainer.begin(bar)
             save()
         trainer.divide()
-        while trainer.epoch <= trainer.options.epochs and not _patience_over(trainer.history, trainer.options.patience):
+        while trainer.epoch <= trainer.options.epochs and not patience_over(trainer.history, trainer.options.patience):
             bar.set_description_str(f"epoch {trainer.epoch}/{trainer.options.epochs}", refresh=False)
             trainer.run_epoch(bar, save_every if run else None, save)
             save()
@@ -413,11 +417,6 @@ def _bar(trainer):
     done = (trainer.epoch - 1)*n + trainer.step*n//trainer.steps
     return tqdm(total=trainer.options.epochs*n, initial=done, unit=" images", unit_scale=True, leave=False, dynamic_ncols=True,
                 disable=None if trainer.processes.main else True)
-
-def _patience_over(history, patience):
-    "Has the validation loss not improved for so many epochs?"
-    best = min(range(len(history)), key=lambda i: history[i].valid, default=0)
-    return bool(patience) and len(history) - 1 - best >= patience
 
 # %% ../nbs/12_training.ipynb #e30018
 WHOLE = dict(epochs=1, batch_size=1, search_every=1, search_budget=1, search_warmup=0, kl_warmup=0, grow=0, seed=0, patience=1,
