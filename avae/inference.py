@@ -18,7 +18,7 @@ from .core import check_images, evaluating
 from .affine_vae import AffineVAE
 from .models import PaperLoss, StandardNormal, full_precision
 
-# %% ../nbs/08_inference.ipynb #dab46be3
+# %% ../nbs/08_inference.ipynb #66255840
 class Posterior(NamedTuple):
     "What N images say of their poses: M modes, and S poses that were drawn."
     pose: Tensor  # (N, M, D), the middle of each mode, the heaviest first
@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
         near = (_away(poses, poses.to_unit(self.draws)[:, :, None], equal[:, None]).abs() < within).all(-1).any(-1)
         return (self.log_weight.exp()*near).sum(1)
 
-# %% ../nbs/08_inference.ipynb #e9829662
+# %% ../nbs/08_inference.ipynb #c60d58be
 @torch.no_grad()
 def posterior(
     avae: AffineVAE,
@@ -95,7 +95,7 @@ def _posterior(avae, x, budget, draws, modes, seed):
     mean = lambda v: (log_w.exp()*torch.where(log_w > -math.inf, v, 0)).sum(1)
     density, identity = target - evidence[:, None], poses.identity(len(x)).to(x)[:, None]
     as_it_is = found.energies[:, 0] + (0 if avae.pose_prior is None else avae.pose_prior(identity)[:, 0])
-    return (*_modes(poses, u, log_w.exp(), middle, log_q[..., :-1]), evidence, -mean(density), mean(density - prior),
+    return (*_modes(poses, u, log_w.exp(), middle, log_mass), evidence, -mean(density), mean(density - prior),
             evidence + as_it_is, pose, log_w, found.passes + spent + draws)
 
 def _log_prior(avae, pose):
@@ -104,19 +104,21 @@ def _log_prior(avae, pose):
     anywhere = avae.pose_prior(avae.poses.sobol(4096).to(pose))
     return avae.pose_prior(pose) - anywhere.logsumexp(0) + math.log(4096)
 
-# %% ../nbs/08_inference.ipynb #cc2ff2d1
+# %% ../nbs/08_inference.ipynb #18f724b4
+_RADIUS = 0.04  # of a valley, in the unit cube; of a full circle 14 degrees
+
 def _away(poses, a, b):
     "The way from b to a in the unit cube, around where that is shorter."
     d = a - b
     return torch.where(torch.tensor(poses.periodic, device=d.device), d - d.round(), d)
 
-def _valleys(poses, found, modes, radius=0.04, most=128):
+def _valleys(poses, found, modes, most=128):
     "The lowest points (N, M, D) of valleys in the unit cube, the deepest first; the first again where there are fewer."
     u = poses.to_unit(found.tried)
     e = torch.where(found.energies.isfinite() & ((u >= 0) & (u <= 1)).all(-1), found.energies, math.inf)
     e, i = e.topk(min(most, e.shape[1]), largest=False)
     u = u.gather(1, i[..., None].expand(-1, -1, u.shape[-1]))
-    near = _away(poses, u[:, :, None], u[:, None]).norm(dim=-1) < radius
+    near = _away(poses, u[:, :, None], u[:, None]).norm(dim=-1) < _RADIUS
     lowest = ~(near & (e[:, None] < e[:, :, None])).any(-1)
     e, best = torch.where(lowest, e, math.inf).topk(min(modes, e.shape[1]), largest=False)
     best = torch.where(e.isfinite(), best, best[:, :1])
@@ -124,7 +126,7 @@ def _valleys(poses, found, modes, radius=0.04, most=128):
 
 def _free(poses): return [i for i, d in enumerate(poses.discrete) if not d]
 
-# %% ../nbs/08_inference.ipynb #f808f002
+# %% ../nbs/08_inference.ipynb #1c86b052
 def _parabola(energy, poses, x, u, h=0.01):
     "Energies (N, M), gradients (N, M, C) and curvatures (N, M, C, C) by differences, of the C continuous parameters."
     E = torch.eye(len(poses)).to(x)[_free(poses)]*h
@@ -141,18 +143,17 @@ def _laplace(energy, poses, x, u, h=0.01):
     u = torch.where(torch.tensor(poses.bounded, device=x.device), u.clamp(h, 1 - h), u)  # with room on both sides
     f, g, H, spent = _parabola(energy, poses, x, u, h)
     curve, axes = (v.to(u) for v in torch.linalg.eigh(H.nan_to_num(posinf=1e6, neginf=-1e6).cpu()))
-    curve = curve.clamp(1/0.1**2, 1/0.0005**2)[..., None, :]  # no wider than a tenth of the range
+    curve = curve.clamp(1/_RADIUS**2, 1/0.0005**2)[..., None, :]  # no wider than a valley
     step = -((axes/curve) @ axes.mT @ g.nan_to_num()[..., None])[..., 0]
     middle, log_mass = u.clone(), (-f - 0.5*curve.log().sum((-2, -1))).nan_to_num(nan=-math.inf)
     middle[..., _free(poses)] += step*(2*h/step.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
     scale = (1 + g.shape[-1]**-0.5)*axes/curve.sqrt()  # wider than the parabola, and the more so the fewer dimensions
-    log_q = _log_density(poses, middle, middle, scale)
-    within = log_q - log_q.diagonal(dim1=1, dim2=2)[:, None] > -4.5  # three widths
+    within = _away(poses, middle[:, :, None], middle[:, None]).norm(dim=-1) < _RADIUS
     order = torch.arange(u.shape[1], device=u.device)
     heavier = (log_mass[:, None] > log_mass[:, :, None]) | (log_mass[:, None] == log_mass[:, :, None]) & (order < order[:, None])
     return middle, scale, torch.where((within & heavier).any(-1), -math.inf, log_mass), spent
 
-# %% ../nbs/08_inference.ipynb #62533668
+# %% ../nbs/08_inference.ipynb #e1cd545d
 def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.25):
     "Points (N, S, D) from all modes and from anywhere, and the log-density (N, S, M + 1) of each part of the mixture."
     (n, modes), free = middle.shape[:2], _free(poses)
@@ -184,10 +185,12 @@ def _log_density(poses, u, middle, scale):
     q = Normal(0, spread.sqrt()).log_prob(torch.einsum("nsmi,nmij->nsmj", away, scale)/spread.sqrt()).sum(-1)
     return torch.where(same, q + math.log(2)*sum(discrete), -math.inf)
 
-def _modes(poses, u, w, middle, log_q):
-    "Middle, log of the mass and width of each mode, by the draws that lie there; the heaviest first."
-    here = F.one_hot(log_q.argmax(-1), middle.shape[1])*w[..., None]
-    mass, away = here.sum(1), _away(poses, u[:, :, None], middle[:, None])
+def _modes(poses, u, w, middle, log_mass):
+    "Middle, log of the mass and width of each mode, by the draws that are nearest to it; the heaviest first."
+    away = _away(poses, u[:, :, None], middle[:, None])
+    far = torch.where(log_mass[:, None].isfinite(), away.norm(dim=-1), math.inf)
+    here = F.one_hot(far.argmin(-1), middle.shape[1])*w[..., None]
+    mass = here.sum(1)
     share = (here/mass.clamp_min(1e-30)[:, None])[..., None]
     mean = (share*away).sum(1)
     width, (lo, hi, *_) = (share*(away - mean[:, None])**2).sum(1).sqrt(), poses._limits(u)
