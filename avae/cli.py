@@ -156,6 +156,8 @@ def train(
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
     latent: Annotated[int, _MODEL(metavar="N", min=1, help="Number of latent variables.")] = 8,
+    classes: Annotated[int, _MODEL(metavar="N", min=0, help=
+        "Number of classes that the networks are told, from the labels of the images; 0 tells none.")] = 0,
     likelihood: Annotated[str, _MODEL(**_words("bernoulli", "gaussian", "paper"), help=
         "Distribution of a pixel: bernoulli; gaussian, which learns its width; paper, as in 2019.")] = "bernoulli",
     epochs: Annotated[int, _TRAINING(metavar="N", min=1, help="Number of passes over the training images.")] = 20,
@@ -166,6 +168,11 @@ def train(
     weight_decay: Annotated[float, _TRAINING(metavar="X", help="Weight decay of the AdamW optimizer.")] = 1e-4,
     clip: Annotated[Optional[float], _TRAINING(metavar="X", show_default="no limit", help=
         "Largest norm of the gradient.")] = None,
+    kl_weight: Annotated[float, _TRAINING(metavar="X", min=0, help=
+        "How much the KL counts in what is learned: less than 1 for sharper images, more for simpler codes.")] = 1,
+    kl_warmup: Annotated[int, _TRAINING(metavar="N", min=0, help="Epochs over which that weight rises from 0.")] = 0,
+    capacity: Annotated[float, _TRAINING(metavar="X", min=0, help=
+        "Pull the KL to this many nats, not to 0; they rise from 0 over the first half of the run.")] = 0,
     valid: Annotated[Optional[int], _TRAINING(metavar="N", min=0, show_default="a tenth, at most 1000", help=
         "Number of images to set aside; the epoch with the lowest loss on them is kept as the best.")] = None,
     patience: Annotated[Optional[int], _TRAINING(metavar="N", min=1, show_default="never", help=
@@ -226,8 +233,8 @@ def _train(o, run, resume):
     model, poses = _model(o, spaces)
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
-    keep = ("epochs batch_size lr schedule weight_decay clip patience seed search_budget search_every search_warmup "
-            "align fill interpolation mixed_precision compile device workers save_every").split()
+    keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget search_every "
+            "search_warmup align fill interpolation mixed_precision compile device workers save_every").split()
     try:
         history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                         report=say, extra={"options": options, "command": _command(options)},
@@ -270,7 +277,7 @@ def _model(o, spaces):
     poses = PoseSpace(**spaces) if spaces else None
     set_seed(o.seed)
     likelihoods = {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}
-    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihoods[o.likelihood]())
+    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihoods[o.likelihood](), classes=o.classes)
     if o.regime != "optimized": return vae, poses
     return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .affine import random_views, warp
 from .core import evaluating
 from .affine_vae import AffineVAE
+from .memory import pose_leakage
 from .optimizers import scan
 
 # %% ../nbs/13_evaluation.ipynb #72a23322
@@ -94,7 +95,8 @@ def evaluate_rotation(
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright), vae_rotated=(vae_rotated, views, 1, ms_vae),
                 avae_rotated=(found.loss, views, int(found.passes.max()), ms_avae),
                 oracle_rotated=(torch.cat([s.energy for s in scans]), views, int(scans[0].passes.max()) + 1, ms_oracle))
-    return _report(rows, avae.floor, true_pose=given(views, pose), error=error)
+    leakage = pose_leakage(found.mu, found.pose, avae.poses) if n >= 50 else None
+    return _report(rows, avae.floor, true_pose=given(views, pose), error=error) | {"pose_leakage": leakage}
 
 # %% ../nbs/13_evaluation.ipynb #c51845cb
 def _report(rows, floor, true_pose, error):
@@ -131,7 +133,12 @@ def format_report(
         "", f"The AVAE wins back {report['closed']:.0%} of what the rotation costs the VAE.",
         f"Angle found: median error {report['angle_error_median']:.1f} degrees, "
         f"{report['angle_within_15']:.0%} within 15,",
-        "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."])
+        "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."] + _leakage(report["pose_leakage"]))
+
+def _leakage(r):
+    "One line, if it was measured."
+    return [] if r is None else [f"Told from the code, of the variance of the angle found: {max(r['linear'], r['neighbours'], 0):.0%} "
+                                 f"(chance: up to {max(r['chance'], 0):.0%})."]
 
 # %% ../nbs/13_evaluation.ipynb #a8eec8f7
 @torch.no_grad()
