@@ -177,11 +177,13 @@ def quasi_newton(
     u: Tensor,  # (N, S, D) starts in the unit cube
     steps: int,  # gradients from each start, at least 1; three passes each
     radius: float = 0.05,  # longest first step, in the unit cube
+    width: Tensor | None = None,  # (N, S, D), how far each parameter may be off; all alike if None
 ) -> tuple[Tensor, Tensor]:  # points (N, S*steps, D) in the unit cube and their energies (N, S*steps)
     "BFGS within a trust region (Nocedal and Wright, 2006, chapter 6), for every start of every image on its own."
     f, g = value_and_grad(energy, poses, x, u)
     radius = torch.full_like(f, radius)[..., None]
-    H = torch.eye(u.shape[-1]).to(u)*(radius/g.norm(dim=-1, keepdim=True).clamp_min(1e-9))[..., None]
+    H = torch.diag_embed(torch.ones_like(u) if width is None else width.clamp_min(1e-3)**2)
+    H = H*(radius/(H @ g[..., None])[..., 0].norm(dim=-1, keepdim=True).clamp_min(1e-9))[..., None]
     periodic = torch.tensor(poses.periodic, device=u.device)
     points, values = [u], [f]
     for _ in range(steps - 1):
@@ -217,13 +219,16 @@ def multistart(
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
     """Look around, then refine the best: parabolas in one dimension, Sobol points, registration and quasi-Newton in
-    more. `ValueError` if the budget is too small."""
-    least = 4 if _one_line(poses) else 8
-    known = _candidates(poses, x, candidates, log_q, (budget or default_budget(poses)) - least)
-    if budget is None: budget = default_budget(poses) + (known.shape[1] if log_q is None else 0)
-    _enough(budget, least + known.shape[1])
-    search = _search_1d if _one_line(poses) else _search_nd
-    return search(energy, poses, x, budget - 1, known, seed)
+    more. With `log_q` the candidates are where it looks. `ValueError` if the budget is too small."""
+    line, guided = _one_line(poses), log_q is not None
+    least = 3 if guided else 4 if line else 8
+    most = (budget or default_budget(poses)) - least
+    if guided: most = 1 + (round(0.2*most) if line else round(0.6*most))
+    known = _candidates(poses, x, candidates, log_q, most)
+    if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
+    _enough(budget, least + (0 if guided else known.shape[1]))
+    search = (_guided_1d if guided else _search_1d) if line else _search_nd
+    return search(energy, poses, x, budget - 1, known, *(() if search is _guided_1d else (seed, guided)[:1 if line else 2]))
 
 def default_budget(poses: PoseSpace) -> int:
     "Passes per image of a search that nobody has limited."
@@ -242,10 +247,28 @@ def _search_1d(energy, poses, x, spend, known, seed):
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
 
-def _search_nd(energy, poses, x, spend, known, seed, steps=20):
+def _guided_1d(energy, poses, x, spend, known):
+    "Spend so many passes on the likeliest poses, on a bracket around the best of them, and on parabolas."
+    tried = torch.cat([poses.identity(len(x)).to(x)[:, None], known], 1)
+    energies, look = energy(x, tried), lambda new: (torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1))
+    if spend - tried.shape[1] >= 2:
+        best = _pick(energies[:, 1:], 1, known)
+        width = _width(energy, best)
+        tried, energies = look(poses.from_unit(poses.to_unit(best) + width*x.new_tensor([-1, 1])[:, None]))
+    while (left := spend - tried.shape[1]) > 0:
+        k = min(max(1, round(0.3*left)), tried.shape[1])
+        tried, energies = look(poses.from_unit(parabola_step(poses.to_unit(tried)[..., 0], energies, k, poses.periodic[0])[..., None]))
+    return best_of(tried, energies, tried.shape[1])
+
+def _width(energy, pose, least=1/120, most=1/40):
+    "How far around a guess to look, in the unit cube."
+    width = energy.width(pose) if hasattr(energy, "width") else None
+    return torch.full_like(pose, 1/60) if width is None else width.clamp(least, most)
+
+def _search_nd(energy, poses, x, spend, known, seed, guided=False, steps=20):
     "Spend at most so many passes on the identity, on Sobol points, and on the ways down from the best."
     left = spend - 1 - known.shape[1]  # beside the identity and the candidates
-    around = round((0.4 if hasattr(energy, "align") else 0.3)*left)
+    around = 0 if guided else round((0.4 if hasattr(energy, "align") else 0.3)*left)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), known], 1)
     if hasattr(energy, "align"): tried, energies = _register_best(energy, x, tried, round(0.6*(left - around)))
@@ -254,7 +277,8 @@ def _search_nd(energy, poses, x, spend, known, seed, steps=20):
     if down < 1: return best_of(tried, energies, tried.shape[1])
     starts = max(1, round(down/steps))
     u = poses.to_unit(_pick(energies, starts, tried))
-    points, values = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)))
+    width = _width(energy, poses.from_unit(u)) if guided else None
+    points, values = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)), width=width)
     passes = tried.shape[1] + 3*points.shape[1]
     return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), passes)
 
