@@ -101,6 +101,9 @@ class AffineVAE(nn.Module, Pretrained):
         shape = (guess.channels, *guess.size)
         own = (self.vae.channels, *self.vae.size) if isinstance(self.vae, VAE) else shape
         if shape != own: raise ValueError(f"guess must be for images (C, H, W)={own}, got one for {shape}")
+        window = self.window(guess.window.new_zeros(1, *shape))
+        if not torch.equal(torch.ones_like(guess.window) if window is None else window, guess.window):
+            raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, got one for another part")
         return guess
 
     @property
@@ -250,8 +253,8 @@ class AffineVAE(nn.Module, Pretrained):
         cost = self.guess.passes if self.guess is not None else 0
         if cost:
             budget = budget or default_budget(self.poses)
-            if budget < cost + 3:
-                raise ValueError(f"budget must be at least {cost + 3} passes per image, {cost} of them for the guess, got {budget}")
+            if budget < (least := cost + 2 + (not energy.keep)):
+                raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, got {budget}")
             energy.mixture = self.guess(x, self.background(x))
             if candidates is None: candidates, log_q = self.guess.propose(energy.mixture, budget)
         known = dict(budget=budget and budget - cost, candidates=candidates, log_q=log_q)
@@ -291,10 +294,11 @@ class AffineVAE(nn.Module, Pretrained):
     def forward(
         self,
         x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8; what is NaN is not known, and does not count
-        budget: int | None = None,  # passes per image, the last one included; that of the model if None
+        budget: int | None = None,  # passes per image, the guess included; that of the model if None
         pose: Tensor | None = None,  # (N, D) known poses: no search
     ) -> AffineVAEOutput:
-        "Find the pose of each image and explain it; errors as `check_images`, `ValueError` if the budget is too small."
+        """Find the pose of each image and explain it. Where gradients are wanted, one more pass is made, to learn from.
+        Errors as `check_images`, `ValueError` if the budget is too small."""
         x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()), missing=True)
         x = full_precision(x, self.vae)
         if len(x): self.check_module(x[:1].nan_to_num())
@@ -305,9 +309,8 @@ class AffineVAE(nn.Module, Pretrained):
     def _find(self, x, budget):
         "Search, and give what was said at the best pose: as the search has heard it, or once more, to learn from it."
         learning = self.training or torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        energy = PoseEnergy(self, keep=not learning)
-        if not budget and self.pose_search is multistart: budget = default_budget(self.poses)
-        with evaluating(self): found = self._search(energy, x, budget and budget + 1)
+        energy = PoseEnergy(self, keep=True)
+        with evaluating(self): found = self._search(energy, x, budget)
         if learning: return self.explain(x, found.pose, found.passes + 1)
         return energy.recall(x, found)
 
@@ -325,20 +328,25 @@ class AffineVAE(nn.Module, Pretrained):
     def from_config(cls, config: dict, vae=None, **given):  # -> AffineVAE; `given`: what is not of this package
         "An untrained model like the one that had this `config`."
         rest = {"guess": None, "trust": 0.0} | config
-        if rest["guess"]: import_module("avae.guess")  # a later chapter
+        guess, trust = rest.pop("guess"), rest.pop("trust")
+        if guess: import_module("avae.guess")  # a later chapter
         inner, poses, search, mask = (rest.pop(k) for k in ("vae", "poses", "search", "mask"))
         for k, name, known in (("vae", inner["model"], vae or inner["model"] == VAE.saved_as),
                                ("search", search, given.get("search") or search in SEARCHES),
                                ("pose_prior", rest["pose_prior"], given.get("pose_prior") or rest["pose_prior"] is None)):
             if not known: raise ValueError(f"the {k} was {name}, which is not of this package: give it, {k}=...")
-        parts = {k: given.get(k) or make_part(rest[k], k) for k in ("likelihood", "prior", "guess")}
+        parts = {k: given.get(k) or make_part(rest[k], k) for k in ("likelihood", "prior")}
         vae = vae or VAE.from_config({k: v for k, v in inner.items() if k != "model"})
         mask = torch.ones(mask) if isinstance(mask, list) else mask
-        return cls(vae, PoseSpace(**poses), **{"search": SEARCHES.get(search)} | rest | parts | {"mask": mask} | given)
+        model = cls(vae, PoseSpace(**poses), **{"search": SEARCHES.get(search)} | rest | parts | {"mask": mask} | given)
+        model.guess, model.trust = make_part(guess, "guess"), trust  # its mask is among the tensors that come later
+        return model.train(model.vae.training)
 
 def _part_of(vae, name, method):
     "The likelihood or prior of a VAE, if it has one."
     return part if hasattr(part := getattr(vae, name, None), method) else None
+
+def _mask_told(mask): return f"a tensor {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
 
 def _told(v): return f"{v.dtype} {tuple(v.shape)}" + (f", {v.min():.3g} to {v.max():.3g}" if v.numel() else "")
 

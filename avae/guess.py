@@ -18,7 +18,7 @@ from .core import check_images, default_device, evaluating
 from .data import split_valid
 from .models import PARTS, full_precision, precision
 
-# %% ../nbs/07_guess.ipynb #393f6b47
+# %% ../nbs/07_guess.ipynb #f2a51dac
 class PoseMixture(NamedTuple):
     "Where the pose of each of N images may be: K Gaussians in the unit cube, and a little of everything."
     log_weight: Tensor  # (N, K), of the Gaussians; what is missing from 1 is spread evenly over the cube
@@ -168,7 +168,7 @@ def _net(size, shrink, channels, widths, hidden, deep, outputs):
 
 PARTS["avae.Guess"] = Guess  # so that a model that holds one can be loaded
 
-# %% ../nbs/07_guess.ipynb #0eab9cf5
+# %% ../nbs/07_guess.ipynb #c72e0195
 def fit_guess(
     avae,  # the `AffineVAE` whose poses, mask and background it learns for
     images: Tensor | None = None,  # (M, C, H, W) in [0, 1], each in its canonical pose; what the VAE dreams if None

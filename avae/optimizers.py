@@ -61,6 +61,10 @@ def _enough(budget, least):
     "One sentence, if the budget is too small."
     if budget < least: raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
 
+def _closing(energy):
+    "Is a pass to be left for the pose that is found? Not if the energy keeps what it said there."
+    return 0 if getattr(energy, "keep", False) else 1
+
 # %% ../nbs/05_optimizers.ipynb #c259bfac
 def _grid(poses, n):
     "n poses in one dimension, the first of them exactly the identity."
@@ -76,9 +80,10 @@ def scan(
     log_q: Tensor | None = None,  # (N, K), how probable each is
 ) -> SearchResult:
     "Look everywhere: a regular grid in one dimension, Sobol points in more; no refinement."
-    known = _candidates(poses, x, candidates, log_q, budget - 3)
-    n = budget - 1 - known.shape[1]
-    _enough(budget, 3 + known.shape[1])
+    closing = _closing(energy)
+    known = _candidates(poses, x, candidates, log_q, budget - 2 - closing)
+    n = budget - closing - known.shape[1]
+    _enough(budget, 2 + closing + known.shape[1])
     points = _grid(poses, n) if _one_line(poses) else torch.cat([poses.identity(), poses.sobol(n - 1)])
     tried = torch.cat([points.to(x).expand(len(x), -1, -1), known], 1)
     return best_of(tried, energy(x, tried), tried.shape[1])
@@ -119,8 +124,9 @@ def random_restarts(
     """Random starts and Adam (Bidart and Wong, 2019): 1 + 3 x starts x steps passes, or 1 + starts + 3 x steps from
     the best only. `ValueError` if the budget is too small."""
     if descend not in ("all", "best"): raise ValueError(f'descend must be "all" or "best", got {descend!r}')
-    least = 3*steps + (2 if descend == "all" else 3)
-    most = starts if budget is None else (budget - 2)//(3*steps) if descend == "all" else budget - 2 - 3*steps
+    least = 3*steps + _closing(energy) + (1 if descend == "all" else 2)
+    spend = (budget or 0) - 1 - _closing(energy)
+    most = starts if budget is None else spend//(3*steps) if descend == "all" else spend - 3*steps
     known = poses.to_unit(_candidates(poses, x, candidates, log_q, most))
     starts = max(0, most - known.shape[1])
     if steps < 1 or most < max(1, known.shape[1]):
@@ -220,15 +226,15 @@ def multistart(
 ) -> SearchResult:
     """Look around, then refine the best: parabolas in one dimension, Sobol points, registration and quasi-Newton in
     more. With `log_q` the candidates are where it looks. `ValueError` if the budget is too small."""
-    line, guided = _one_line(poses), log_q is not None
-    least = 3 if guided else 4 if line else 8
+    line, guided, closing = _one_line(poses), log_q is not None, _closing(energy)
+    least = closing + (2 if guided else 3 if line else 7)
     most = (budget or default_budget(poses)) - least
     if guided: most = 1 + (round(0.2*most) if line else round(0.6*most))
     known = _candidates(poses, x, candidates, log_q, most)
     if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
     _enough(budget, least + (0 if guided else known.shape[1]))
     search = (_guided_1d if guided else _search_1d) if line else _search_nd
-    return search(energy, poses, x, budget - 1, known, *(() if search is _guided_1d else (seed, guided)[:1 if line else 2]))
+    return search(energy, poses, x, budget - closing, known, *(() if search is _guided_1d else (seed, guided)[:1 if line else 2]))
 
 def default_budget(poses: PoseSpace) -> int:
     "Passes per image of a search that nobody has limited."
