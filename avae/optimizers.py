@@ -229,7 +229,7 @@ def multistart(
     line, guided, closing = _one_line(poses), log_q is not None, _closing(energy)
     least = closing + (2 if guided else 3 if line else 7)
     most = (budget or default_budget(poses)) - least
-    if guided: most = 1 + (round(0.2*most) if line else round(0.6*most))
+    if guided: most = 1 + (round(0.2*most) if line else round(0.3*most))
     known = _candidates(poses, x, candidates, log_q, most)
     if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
     _enough(budget, least + (0 if guided else known.shape[1]))
@@ -277,7 +277,8 @@ def _search_nd(energy, poses, x, spend, known, seed, guided=False, steps=20):
     around = 0 if guided else round((0.4 if hasattr(energy, "align") else 0.3)*left)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), known], 1)
-    if hasattr(energy, "align"): tried, energies = _register_best(energy, x, tried, round(0.6*(left - around)))
+    share = 0.6 if not guided else 0.5 if spend > 24 else 1  # of what is left, for registration; it is good at few passes
+    if hasattr(energy, "align"): tried, energies = _register_best(energy, x, tried, round(share*(left - around)))
     else: energies = energy(x, tried)
     down = (spend - tried.shape[1])//3  # gradients
     if down < 1: return best_of(tried, energies, tried.shape[1])
