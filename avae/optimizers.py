@@ -242,8 +242,7 @@ def default_budget(poses: PoseSpace) -> int:
 
 def _search_1d(energy, poses, x, spend, known, seed):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
-    periodic, unit = poses.periodic[0], poses.to_unit(poses.identity())
-    skip = int(not periodic and not 0 <= unit <= 1)  # an identity beyond the bounds is no neighbour of any pose
+    periodic, skip = poses.periodic[0], int(_is_outside(poses))
     start = _grid(poses, max(3, round(0.5*(spend - known.shape[1]))))
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
     energies = energy(x, tried)
@@ -255,16 +254,24 @@ def _search_1d(energy, poses, x, spend, known, seed):
 
 def _guided_1d(energy, poses, x, spend, known):
     "Spend so many passes on the likeliest poses, on a bracket around the best of them, and on parabolas."
+    skip, periodic = int(_is_outside(poses)), poses.periodic[0]
     tried = torch.cat([poses.identity(len(x)).to(x)[:, None], known], 1)
-    energies, look = energy(x, tried), lambda new: (torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1))
-    if spend - tried.shape[1] >= 2:
-        best = _pick(energies[:, 1:], 1, known)
-        width = _width(energy, best)
-        tried, energies = look(poses.from_unit(poses.to_unit(best) + width*x.new_tensor([-1, 1])[:, None]))
+    energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
-        k = min(max(1, round(0.3*left)), tried.shape[1])
-        tried, energies = look(poses.from_unit(parabola_step(poses.to_unit(tried)[..., 0], energies, k, poses.periodic[0])[..., None]))
+        if tried.shape[1] == 1 + known.shape[1] and left > 1:
+            best = _pick(energies[:, 1:], 1, known)
+            u = poses.to_unit(best) + _width(energy, best)*x.new_tensor([-1, 1])[:, None]
+        else:
+            k = min(max(1, round(0.3*left)), tried.shape[1] - skip)
+            u = parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None]
+        new = poses.from_unit(u)
+        tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
+
+def _is_outside(poses):
+    "Is the identity beyond the bounds, and so no neighbour of any pose?"
+    unit = poses.to_unit(poses.identity())[0, 0]
+    return not poses.periodic[0] and not 0 <= unit <= 1
 
 def _width(energy, pose, least=1/120, most=1/40):
     "How far around a guess to look, in the unit cube."
