@@ -104,7 +104,7 @@ class AffineVAE(nn.Module, Pretrained):
         window = self.window(guess.window.new_zeros(1, *shape))
         if not torch.equal(torch.ones_like(guess.window) if window is None else window, guess.window):
             raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, got one for another part")
-        return guess
+        return guess.requires_grad_(False)
 
     @property
     def likelihood(self):
@@ -249,11 +249,11 @@ class AffineVAE(nn.Module, Pretrained):
         with evaluating(self): return self._search(PoseEnergy(self, context), x, budget or self.budget, candidates, log_q)
 
     def _search(self, energy, x, budget, candidates=None, log_q=None):
-        "Look at the images once, if there is a guess, and search with what is left of the budget."
-        cost = self.guess.passes if self.guess is not None else 0
+        "Let the guess look at the images, if it is needed, and search with what is left of the budget."
+        cost = self.guess.passes if self.guess is not None and (candidates is None or self.trust) else 0
         if cost:
-            budget = budget or default_budget(self.poses)
-            if budget < (least := cost + 2 + (not energy.keep)):
+            budget, least = budget or default_budget(self.poses), cost + 2 + (not energy.keep)
+            if budget < least:
                 raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, got {budget}")
             energy.mixture = self.guess(x, self.background(x))
             if candidates is None: candidates, log_q = self.guess.propose(energy.mixture, budget)
@@ -339,7 +339,8 @@ class AffineVAE(nn.Module, Pretrained):
         vae = vae or VAE.from_config({k: v for k, v in inner.items() if k != "model"})
         mask = torch.ones(mask) if isinstance(mask, list) else mask
         model = cls(vae, PoseSpace(**poses), **{"search": SEARCHES.get(search)} | rest | parts | {"mask": mask} | given)
-        model.guess, model.trust = make_part(guess, "guess"), trust  # its mask is among the tensors that come later
+        if guess: model.guess = make_part(guess, "guess").requires_grad_(False)  # its mask comes later, with the tensors
+        model.trust = trust
         return model.train(model.vae.training)
 
 def _part_of(vae, name, method):
