@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
-           'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart', 'random_restarts',
-           'scan', 'split_valid', 'train']
+           'AffineVAE', 'Guess', 'fit_guess', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
+           'random_restarts', 'scan', 'split_valid', 'train']
 
 # %% ../nbs/19_package.ipynb #de77e401
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what editors see
     from avae.affine import PoseSpace, invert, random_views, warp
     from avae.data import ImageDir, load_dataset, mnist_sample, toy_glyphs
     from avae.affine_vae import AffineVAE
+    from avae.guess import Guess, fit_guess
     from avae.models import VAE, Bernoulli, Gaussian, PaperLoss, load_pretrained
     from avae.optimizers import multistart, random_restarts, scan
     from avae.data import split_valid
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # what editors see
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
-         'AffineVAE', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
+         'AffineVAE', 'Guess', 'fit_guess', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
          'random_restarts', 'scan', 'split_valid', 'train']
 
 # %% ../nbs/19_package.ipynb #0f06fab9
@@ -34,7 +35,7 @@ def __getattr__(name):
         if name.startswith("_") or not find_spec(f"avae.{name}"):
             raise AttributeError(f"module 'avae' has no attribute {name!r}")
         return import_module(f"avae.{name}")
-    for home in ("affine", "data", "models", "affine_vae", "optimizers", "training"):
+    for home in ("affine", "data", "models", "affine_vae", "optimizers", "guess", "training"):
         if hasattr(module := import_module(f"avae.{home}"), name): return getattr(module, name)
 
 def __dir__(): return sorted([*globals(), *_all_])

@@ -8,6 +8,7 @@ __all__ = ['SEARCHES', 'AffineVAEOutput', 'AffineVAE', 'PoseEnergy']
 # %% ../nbs/06_affine_vae.ipynb #a6f10003
 import inspect
 from contextlib import nullcontext
+from importlib import import_module
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .core import check_images, evaluating
 from .formats import Intensity
 from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, foreign, full_precision, make_part,
                          name_of, part_config, precision, reparameterize)
-from .optimizers import SearchResult, multistart, random_restarts, scan
+from .optimizers import TIE, SearchResult, default_budget, multistart, random_restarts, scan
 
 # %% ../nbs/06_affine_vae.ipynb #ea5d0eee
 class AffineVAEOutput(NamedTuple):
@@ -72,6 +73,8 @@ class AffineVAE(nn.Module, Pretrained):
         chunk: int = 256,  # passes made at a time, which bounds the memory
         mask: str | Tensor | None = "auto",  # what is looked at, see above: "disc", "full", (H, W) in [0, 1], or None
         intensity: Intensity | dict | None = None,  # how numbers in files became light; `train` takes it from its images
+        guess=None,  # a `Guess`, made by `fit_guess` for these poses: searches begin where it says
+        trust: float = 0.0,  # times -log q of the guess, added to the energy; 0 = the loss alone decides
     ):
         super().__init__()
         self.compiled, vae = hasattr(vae, "_orig_mod"), getattr(vae, "_orig_mod", vae)
@@ -86,7 +89,22 @@ class AffineVAE(nn.Module, Pretrained):
         self.own_likelihood, self.own_prior = likelihood, prior  # those of the VAE stay there, and are saved with it
         self.register_buffer("own_mask", mask if isinstance(mask, Tensor) else None)
         self.frame = self._choose_frame(mask)
+        if not trust >= 0 or trust and guess is None:
+            raise ValueError(f"trust must be 0 or more, and 0 without a guess, got {trust}")
+        self.guess, self.trust = self._check_guess(guess), trust
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
+
+    def _check_guess(self, guess):
+        "A guess, if it has learned for these poses, this part of the image, and images of the size that the VAE takes."
+        if guess is None: return None
+        if guess.poses != self.poses: raise ValueError(f"guess must be for {self.poses}, got one for {guess.poses}")
+        shape = (guess.channels, *guess.size)
+        own = (self.vae.channels, *self.vae.size) if isinstance(self.vae, VAE) else shape
+        if shape != own: raise ValueError(f"guess must be for images (C, H, W)={own}, got one for {shape}")
+        window = self.window(guess.window.new_zeros(1, *shape))
+        if not torch.equal(torch.ones_like(guess.window) if window is None else window, guess.window):
+            raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, got one for another part")
+        return guess.requires_grad_(False)
 
     @property
     def likelihood(self):
@@ -223,14 +241,26 @@ class AffineVAE(nn.Module, Pretrained):
     def search(
         self,
         x: Tensor,  # (N, C, H, W)
-        budget: int | None = None,  # passes per image; that of the model if None
-        candidates: Tensor | None = None,  # (N, K, D) further poses to look at
+        budget: int | None = None,  # passes per image, the guess and a last one included; that of the model if None
+        candidates: Tensor | None = None,  # (N, K, D) further poses to look at, in place of what the guess says
         log_q: Tensor | None = None,  # (N, K), how probable each is
         context: Callable = nullcontext,  # as for `PoseEnergy`
     ) -> SearchResult:
         "Find the pose of each image, in eval mode; nothing is learned."
-        known = {k: v for k, v in dict(budget=budget or self.budget, candidates=candidates, log_q=log_q).items() if v is not None}
-        with evaluating(self): return self.pose_search(PoseEnergy(self, context), self.poses, x, **known)
+        with evaluating(self): return self._search(PoseEnergy(self, context), x, budget or self.budget, candidates, log_q)
+
+    def _search(self, energy, x, budget, candidates=None, log_q=None):
+        "Let the guess look at the images, if it is needed, and search with what is left of the budget."
+        cost = self.guess.passes if self.guess is not None and (candidates is None or self.trust) else 0
+        if cost:
+            budget, least = budget or default_budget(self.poses), cost + 2 + (not energy.keep)
+            if budget < least:
+                raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, got {budget}")
+            energy.mixture = self.guess(x, self.background(x))
+            if candidates is None: candidates, log_q = self.guess.propose(energy.mixture, budget)
+        known = dict(budget=budget and budget - cost, candidates=candidates, log_q=log_q)
+        found = self.pose_search(energy, self.poses, x, **{k: v for k, v in known.items() if v is not None})
+        return found._replace(passes=found.passes + cost)
 
     def _check_pose(self, pose, n):
         "Known poses, if they are as many as the images, finite, and of positive scale."
@@ -265,19 +295,25 @@ class AffineVAE(nn.Module, Pretrained):
     def forward(
         self,
         x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8; what is NaN is not known, and does not count
-        budget: int | None = None,  # passes per image, the last one included; that of the model if None
+        budget: int | None = None,  # passes per image, the guess included; that of the model if None
         pose: Tensor | None = None,  # (N, D) known poses: no search
     ) -> AffineVAEOutput:
-        "Find the pose of each image and explain it; errors as `check_images`, `ValueError` if the budget is too small."
+        """Find the pose of each image and explain it. Where gradients are wanted, one more pass is made, to learn from.
+        Errors as `check_images`, `ValueError` if the budget is too small."""
         x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()), missing=True)
         x = full_precision(x, self.vae)
         if len(x): self.check_module(x[:1].nan_to_num())
-        if pose is None:
-            found = [self.search(b, budget) for b in x.split(self.chunk)]
-            pose, passes = torch.cat([f.pose for f in found]), torch.cat([f.passes for f in found]) + 1
-        else: pose, passes = self._check_pose(pose, len(x)).to(x), torch.ones(len(x), dtype=torch.long, device=x.device)
-        outs = [self.explain(*part) for part in zip(*(v.split(self.chunk) for v in (x, pose, passes)))]
+        if pose is None: outs = [self._find(b, budget or self.budget) for b in x.split(self.chunk)]
+        else: outs = [self.explain(b, p) for b, p in zip(x.split(self.chunk), self._check_pose(pose, len(x)).to(x).split(self.chunk))]
         return AffineVAEOutput(*(torch.cat(v) for v in zip(*outs)))
+
+    def _find(self, x, budget):
+        "Search, and give what was said at the best pose: as the search has heard it, or once more, to learn from it."
+        learning = self.training or torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        energy = PoseEnergy(self, keep=True)
+        with evaluating(self): found = self._search(energy, x, budget)
+        if learning: return self.explain(x, found.pose, found.passes + 1)
+        return energy.recall(x, found)
 
     def config(self) -> dict:
         "All that decides a result, beside tensors, in numbers and words."
@@ -287,12 +323,14 @@ class AffineVAE(nn.Module, Pretrained):
                     likelihood=part_config(self.own_likelihood), prior=part_config(self.own_prior),
                     pose_prior=self.pose_prior and name_of(self.pose_prior, {}), chunk=self.chunk,
                     mask=self.frame if self.own_mask is None else list(self.own_mask.shape),
-                    intensity=self.intensity and self.intensity.config())
+                    intensity=self.intensity and self.intensity.config(), guess=part_config(self.guess), trust=self.trust)
 
     @classmethod
     def from_config(cls, config: dict, vae=None, **given):  # -> AffineVAE; `given`: what is not of this package
         "An untrained model like the one that had this `config`."
-        rest = dict(config)
+        rest = {"guess": None, "trust": 0.0} | config
+        guess, trust = rest.pop("guess"), rest.pop("trust")
+        if guess: import_module("avae.guess")  # a later chapter
         inner, poses, search, mask = (rest.pop(k) for k in ("vae", "poses", "search", "mask"))
         for k, name, known in (("vae", inner["model"], vae or inner["model"] == VAE.saved_as),
                                ("search", search, given.get("search") or search in SEARCHES),
@@ -301,11 +339,16 @@ class AffineVAE(nn.Module, Pretrained):
         parts = {k: given.get(k) or make_part(rest[k], k) for k in ("likelihood", "prior")}
         vae = vae or VAE.from_config({k: v for k, v in inner.items() if k != "model"})
         mask = torch.ones(mask) if isinstance(mask, list) else mask
-        return cls(vae, PoseSpace(**poses), **{"search": SEARCHES.get(search)} | rest | parts | {"mask": mask} | given)
+        model = cls(vae, PoseSpace(**poses), **{"search": SEARCHES.get(search)} | rest | parts | {"mask": mask} | given)
+        if guess: model.guess = make_part(guess, "guess").requires_grad_(False)  # its mask comes later, with the tensors
+        model.trust = trust
+        return model.train(model.vae.training)
 
 def _part_of(vae, name, method):
     "The likelihood or prior of a VAE, if it has one."
     return part if hasattr(part := getattr(vae, name, None), method) else None
+
+def _mask_told(mask): return f"a tensor {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
 
 def _told(v): return f"{v.dtype} {tuple(v.shape)}" + (f", {v.min():.3g} to {v.max():.3g}" if v.numel() else "")
 
@@ -319,18 +362,19 @@ class PoseEnergy:
         self,
         model: AffineVAE,
         context: Callable = nullcontext,  # entered around each call, for example `torch.autocast`
-    ): self.model, self.context = model, context
+        keep: bool = False,  # remember what was said at the best pose of each image, for `recall`
+    ): self.model, self.context, self.keep, self.mixture, self.best, self.kept = model, context, keep, None, None, None
 
     def __call__(
         self,
-        x: Tensor,  # (N, C, H, W)
+        x: Tensor,  # (N, C, H, W); the same images at each call, if there is a guess
         pose: Tensor,  # (N, S, D)
     ) -> Tensor:  # (N, S) nats
         "The energy of each image under each of S poses; differentiable in `pose`."
-        rows, background = _rows(pose), self.model.background(x)
-        loss = lambda rows, pose: self._loss(x[rows], pose, background[rows])[0]
-        with self.context(): losses = _InChunks.apply(pose.flatten(0, 1), rows, loss, self.model.chunk)
-        return self._add_prior(losses, pose)
+        background = self.model.background(x)
+        energy = lambda rows, pose: self._energy(x, background, rows, pose)[0]
+        with self.context(): energies = _InChunks.apply(pose.flatten(0, 1), _rows(pose), energy, self.model.chunk)
+        return energies.view(pose.shape[:2])
 
     @torch.no_grad()
     def align(
@@ -345,21 +389,53 @@ class PoseEnergy:
         mask, = model._counted(x) or (None,)
         each, beyond = mask is not None and mask.dim() == 4, model._beyond(x)
         for rows, some in zip(_rows(pose).split(model.chunk), pose.flatten(0, 1).split(model.chunk)):
-            with self.context(): loss, decoded = self._loss(x[rows], some, background[rows])
-            values.append(loss)
+            with self.context(): energy, decoded = self._energy(x, background, rows, some)
+            values.append(energy)
             counts = mask[rows] if each else mask
             better.append(register(decoded, x[rows].nan_to_num(), model.poses, some, counts, **beyond, coarse=coarse, steps=steps))
-        return self._add_prior(torch.cat(values), pose), torch.cat(better).view_as(pose)
+        return torch.cat(values).view(pose.shape[:2]), torch.cat(better).view_as(pose)
 
-    def _add_prior(self, losses, pose):
-        energy, prior = losses.view(pose.shape[:2]), self.model.pose_prior
-        return energy - prior(pose) if prior else energy
+    def width(self, pose: Tensor) -> Tensor | None:  # (N, S, D) -> (N, S, D) in the unit cube
+        "How far off a guess at each pose may be, if there is one."
+        return None if self.mixture is None else self.model.guess.width(self.mixture, pose)
 
-    def _loss(self, x, pose, background, least=16):
-        "Loss and decoded image, of 16 at least: smaller batches are rounded in other ways, and a search may amplify that."
-        n = len(x)
-        if 0 < n < least: x, pose, background = (v.repeat(-(-least//n), *[1]*(v.dim() - 1)) for v in (x, pose, background))
-        out, decoded = self.model._explain(x, pose, 1, None, background)
-        return out.loss[:n], decoded[:n]
+    def recall(
+        self,
+        x: Tensor,  # (N, C, H, W)
+        found: SearchResult,
+    ) -> AffineVAEOutput:
+        "What was said at the poses that a search has found; where it was not kept, it costs another pass."
+        if not len(x): return self.model.explain(x, found.pose)
+        lost = (self.kept.pose != found.pose).any(1).nonzero()[:, 0]
+        out = self.kept._replace(passes=found.passes)
+        if not len(lost): return out
+        again = self.model.explain(x[lost], found.pose[lost], found.passes[lost] + 1)
+        return AffineVAEOutput(*(old.index_copy(0, lost, v) for old, v in zip(out, again)))
+
+    def _energy(self, x, background, rows, pose, least=16):
+        """Energies of poses (M, D) of the images `rows`, and what was decoded. At least 16 at once: smaller batches are
+        rounded in other ways, and a search may amplify that."""
+        again = torch.arange(max(least, len(rows)) if len(rows) else 0, device=rows.device) % max(1, len(rows))
+        out, decoded = self.model._explain(x[rows[again]], pose[again], 1, None, background[rows[again]])
+        out, decoded = AffineVAEOutput(*(v[:len(rows)] for v in out)), decoded[:len(rows)]
+        energy, prior = out.loss, self.model.pose_prior
+        if prior: energy = energy - prior(pose)
+        if self.mixture is not None and self.model.trust:
+            energy = energy - self.model.trust*self.model.guess.log_prob(self.mixture.of(rows), pose[:, None])[:, 0]
+        if self.keep: self._remember(x, rows, energy.detach(), out)
+        return energy, decoded
+
+    def _remember(self, x, rows, energy, out):
+        "Keep what was said where it is better than what was kept; `rows` are in order."
+        if self.kept is None:
+            self.best = energy.new_full((len(x),), torch.inf)
+            self.kept = AffineVAEOutput(*(v.new_zeros(len(x), *v.shape[1:]) for v in out))
+        score = energy - TIE*(out.pose == self.model.poses.identity().to(out.pose)).all(1)
+        score = torch.where(energy.isfinite(), score, torch.inf)
+        best = self.best.scatter_reduce(0, rows, score, "amin")
+        new = ((score == best[rows]) & (score < self.best[rows])).nonzero()[:, 0]
+        if len(new): new = new[rows[new].diff(prepend=rows.new_tensor([-1])) != 0]  # the first, where several are equal
+        self.best, put = best, lambda old, v: old.index_copy(0, rows[new], v[new].detach())
+        self.kept = AffineVAEOutput(*(put(old, v) for old, v in zip(self.kept, out)))
 
 def _rows(pose): return torch.arange(len(pose), device=pose.device).repeat_interleave(pose.shape[1])

@@ -206,6 +206,6 @@ def known_experiments() -> dict[str, tuple[Path, str, str, str]]:
     for path in sorted(folder.glob("[23][0-9]_*.ipynb")):
         title = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         facts = dict(re.findall(r"^- (\w+): (.+)$", title, re.M))
-        out[path.stem[3:]] = (path, facts["time"], facts["quick"], re.search(r"^> (.+)$", title, re.M)[1])
+        out[facts.get("name", path.stem[3:])] = (path, facts["time"], facts["quick"], re.search(r"^> (.+)$", title, re.M)[1])
     if out: return out
     raise FileNotFoundError("the experiments are notebooks of the repository: clone it and pip install -e .")
