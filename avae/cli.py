@@ -241,13 +241,13 @@ def _train(o, run, resume):
     "Train with the options of the command line."
     from types import SimpleNamespace
     from tqdm.auto import tqdm
-    from avae.data import split_valid
+    from avae.data import enough_shared_memory, split_valid
     from avae.training import train
     options, o = o, SimpleNamespace(**o)
     spaces = {k: v for k, v, none in [("angle", o.angle, 0), ("scale", o.scale, 1), ("shear", o.shear, 0),
                                       ("shift", o.shift, 0), ("flip", o.flip, False)]
               if v != none and o.regime != "upright"}
-    o.workers = _workers(o)
+    o.workers = enough_shared_memory(o.workers, 4*o.batch_size*o.channels*o.size**2)
     data = _data(o)
     valid = min(1000, len(getattr(data, "images", data))//10) if o.valid is None else o.valid
     images, held_out = split_valid(data, valid, o.seed)
@@ -263,14 +263,6 @@ def _train(o, run, resume):
     except KeyboardInterrupt: sys.exit(f"avae: interrupted, go on with: avae train --resume {_quoted(run)}")
     best = min(history, key=lambda e: e.valid) if valid else history[-1]
     if not _rank(): print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best'}")
-
-def _workers(o):
-    "How many processes can read images: none where there is no memory to hand them over, as in some containers."
-    shared, need = Path("/dev/shm"), 8*o.workers*o.batch_size*o.channels*o.size**2  # two batches each are on their way
-    if not o.workers or not shared.is_dir() or (free := shutil.disk_usage(shared).free) >= need: return o.workers
-    warnings.warn(f"--workers {o.workers} needs {need/2**20:.1f} MB of shared memory, {shared} has {free/2**20:.1f}: "
-                  "images are read without extra processes (a container gets more by docker's --shm-size)")
-    return 0
 
 def _data(o, split="train"):
     "A data set by its name, or a folder."

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'pad_to', 'on_canvas', 'Images', 'mnist_sample', 'data_dir', 'load_dataset', 'Item', 'ImageDir', 'Crops',
-           'crops', 'toy_glyphs', 'split_valid', 'labels_of', 'intensity_of', 'Indexed', 'batches']
+           'crops', 'toy_glyphs', 'split_valid', 'labels_of', 'intensity_of', 'Indexed', 'batches',
+           'enough_shared_memory']
 
 # %% ../nbs/02_data.ipynb #303c1ac7
-import os, warnings
+import os, shutil, warnings
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -343,3 +344,14 @@ def batches(
         raise short from e
 
 def _as_it_is(batch): return batch
+
+def enough_shared_memory(
+    workers: int,  # processes that are wanted to read images
+    batch: int,  # bytes of a batch
+) -> int:  # `workers`, or 0
+    "How many processes can read images: none where there is no memory to hand them over, as in some containers."
+    shared, need = Path("/dev/shm"), 2*workers*batch  # two batches each are on their way
+    if not workers or not shared.is_dir() or (free := shutil.disk_usage(shared).free) >= need: return workers
+    warnings.warn(f"workers={workers} need {need/2**20:.1f} MB of shared memory, {shared} has {free/2**20:.1f}: images are "
+                  "read without extra processes (a container gets more by docker's --shm-size)", stacklevel=2)
+    return 0
