@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['second_mode', 'explain_images', 'Plan', 'list_files', 'read_table', 'make_plan', 'Loaded', 'Stream', 'schema_of',
            'table_of', 'write_picture', 'fingerprint_of', 'place', 'Shards', 'Canonicalization', 'Canonicalized',
-           'canonicalize', 'as_affine']
+           'canonicalize', 'as_affine', 'in_words']
 
 # %% ../nbs/18_canonicalize.ipynb #69e83fae
 import copy, hashlib, json, math, os, time, warnings
@@ -513,3 +513,12 @@ def _merge(out, shards, seconds, most=10_000_000):
                 binary.write_table(table)
                 words.write_table(table)
     return Canonicalized(shards.images, errors, seconds, path)
+
+# %% ../nbs/18_canonicalize.ipynb #f55fca4d
+def in_words(
+    done: Canonicalized,
+) -> str:  # lines
+    "What came out, for a person."
+    lines = [f"{done.images:,} pictures, {done.errors:,} of them cannot be read"]
+    if done.table is None: return "\n".join([*lines, "other processes are at work on them still"])
+    return "\n".join([*lines, f"table: {done.table}, and the same as CSV", f"{done.seconds:,.0f} seconds"])
