@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['second_mode', 'explain_images', 'Plan', 'list_files', 'read_table', 'make_plan', 'Loaded', 'Stream', 'schema_of',
-           'table_of', 'write_picture', 'fingerprint_of', 'place', 'Shards', 'Canonicalization', 'Canonicalized',
-           'canonicalize', 'as_affine', 'in_words']
+           'table_of', 'write_picture', 'write_pictures', 'fingerprint_of', 'place', 'Shards', 'Canonicalization',
+           'Canonicalized', 'canonicalize', 'as_affine', 'in_words']
 
-# %% ../nbs/18_canonicalize.ipynb #69e83fae
-import copy, hashlib, json, math, os, time, warnings
-from concurrent.futures import ThreadPoolExecutor
+# %% ../nbs/18_canonicalize.ipynb #72ce4355
+import copy, hashlib, json, math, multiprocessing, os, signal, time, warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -176,7 +177,7 @@ class Stream(Dataset):
         except ValueError as e: return (0, 0), None, str(e)
         return tuple(x.shape[-2:]), on_canvas(x, self.size, self.fill), None
 
-# %% ../nbs/18_canonicalize.ipynb #85706562
+# %% ../nbs/18_canonicalize.ipynb #5b10db60
 def schema_of(model: AffineVAE, latent: int):  # -> pyarrow schema
     "Columns of the table."
     import pyarrow as pa
@@ -231,6 +232,17 @@ def write_picture(
         low, high = intensity._range(found)
         back = torch.full_like(back, low + fill*(high - low))
     return write_page(out, canonical_page(found, mat, back), file.suffix.lower() in (".tif", ".tiff", ".btf"))
+def write_pictures(
+    jobs: list[tuple],  # (file, page, out, the first two rows of the matrix (6,)) of each
+    **how,  # the rest of `write_picture`
+) -> list[tuple]:  # (path, None), or (None, why there is none)
+    "Write several canonical pictures. One that can no longer be read is no error, a disk that is full is."
+    done = []
+    for file, page, out, top in jobs:
+        mat = torch.cat([torch.from_numpy(top).view(2, 3), torch.tensor([[0., 0., 1.]]).double()])
+        try: done.append((write_picture(file, page, out, mat, **how), None))
+        except ValueError as e: done.append((None, str(e)))
+    return done
 
 # %% ../nbs/18_canonicalize.ipynb #76e6b8e5
 def fingerprint_of(model: nn.Module) -> str:
@@ -292,7 +304,7 @@ class Shards:
             for path in self.paths(k): path.unlink(missing_ok=True)
             raise ValueError(f"{self.paths(k)[0]} was damaged and is gone: the same command makes it again") from e
 
-# %% ../nbs/18_canonicalize.ipynb #9fa15190
+# %% ../nbs/18_canonicalize.ipynb #98e767f5
 class Canonicalization:
     "A model, a plan and a folder of results: shards can be worked on, here or in other processes."
 
@@ -322,7 +334,7 @@ class Canonicalization:
         self.model.to(self.device)
         numbers = (list(r[i:i + self.batch]) for r in map(self.shards.numbers, todo) for i in range(0, len(r), self.batch))
         tables, written, ends, start = [], [], {self.shards.numbers(k)[-1]: k for k in todo}, time.perf_counter()
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+        with _writers(self.workers if self.pictures else 0) as pool:
             for loaded, x in batches(self.stream, numbers, self.workers, self.device):
                 tables.append(table_of(loaded, explain_images(self.model, x) if len(x) else {}, self.stream.size, self.schema))
                 if self.pictures: self._write_pictures(pool, loaded, tables[-1], written)
@@ -331,36 +343,42 @@ class Canonicalization:
                     tables, written, start = [], [], time.perf_counter()
                 tell(len(loaded.numbers))
 
-    def _write_pictures(self, pool, loaded, table, written, most=512):
-        "Hand pictures over to threads; no more than some hundreds wait."
-        fill, round_mask = _one_number(self.model.fill), self.model.frame == "disc"
-        table = np.stack([table[k].to_numpy() for k in MAT], 1).reshape(-1, 2, 3)
-        for name, page, several, error, top in zip(loaded.names, loaded.pages, loaded.several, loaded.errors, table):
-            file = self.stream.plan.file(name)
+    def _write_pictures(self, pool, loaded, table, written, some=16, most=64):
+        "Hand pictures over, some at a time; no more than some hundreds wait."
+        write = partial(write_pictures, fill=_one_number(self.model.fill), round_mask=self.model.frame == "disc",
+                        intensity=self.stream.intensity, **self.stream.how)
+        mat, jobs = np.stack([table[k].to_numpy() for k in MAT], 1), []
+        for i, (name, page, several, error) in enumerate(zip(loaded.names, loaded.pages, loaded.several, loaded.errors)):
             out = self.out/"images"/os.fsdecode(name)
-            mat = torch.cat([torch.from_numpy(top).double(), torch.tensor([[0., 0., 1.]]).double()])
-            work = partial(write_picture, file, page, out/f"{page:06}" if several else out, mat, fill, round_mask,
-                           self.stream.intensity, **self.stream.how)
-            written.append(None if error else pool.submit(work))
-            if len(written) > most and written[-most]: written[-most].exception()
+            if not error: jobs.append((i, (self.stream.plan.file(name), page, out/f"{page:06}" if several else out, mat[i])))
+        first = loaded.numbers[0] % self.shards.each
+        for part in (jobs[i:i + some] for i in range(0, len(jobs), some)):
+            written.append(([first + i for i, _ in part], pool.submit(write, [job for _, job in part])))
+            if len(written) > most: written[-most][1].exception()
 
     def _finish(self, k, table, written, seconds):
         "Write a shard when all its pictures are there."
         import pyarrow as pa
-        if written:
-            names, errors = zip(*(self._name_of(w) for w in written))
-            errors = [new or old for new, old in zip(errors, table["error"].to_pylist())]
-            for name, v in (("image", names), ("error", errors)):
-                table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
+        columns = {name: table[name].to_pylist() for name in ("image", "error")}
+        for rows, work in written:
+            for row, (path, error) in zip(rows, work.result()):
+                columns["image"][row] = path and printable(path.relative_to(self.out).as_posix())
+                columns["error"][row] = error
+        for name, v in columns.items(): table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
         bad, loss = table["status"].to_pylist().count("error"), table["loss"].drop_null().to_numpy()
         self.shards.write(k, table, errors=bad, passes=sum(table["passes"].drop_null().to_pylist()),
                           loss=float(loss.mean()) if len(loss) else None, seconds=round(seconds, 2))
 
-    def _name_of(self, written):
-        "Name of a picture, or why there is none; a disk that is full ends it all."
-        if written is None: return None, None
-        try: return printable(written.result().relative_to(self.out).as_posix()), None
-        except ValueError as e: return None, str(e)  # it could be read before
+def _writers(workers):
+    "A pool that writes pictures: of processes, or, with none, of one thread."
+    return ProcessPoolExecutor(workers, initializer=_become_writer) if workers else ThreadPoolExecutor(1)
+
+def _become_writer():
+    "What a process does first that is to write pictures: it ends with its parent, also if that is killed."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 def _one_number(fill):
     "A background that is one number, or None."

@@ -17,7 +17,7 @@ from .data import on_canvas
 from .formats import Intensity, find_files, measure_intensity, printable, read_headers, read_image, read_page
 from .plots import save_figure
 
-# %% ../nbs/18_inspection.ipynb #5af7e8e1
+# %% ../nbs/18_inspection.ipynb #9233b4f8
 class Findings(NamedTuple):
     "What is in a folder."
     folder: Path
@@ -61,7 +61,14 @@ def inspect_folder(
                                   (h.axes for _, h in good if h.pages > 1))]
     return Findings(root, len(files), len(items), [(printable(f.relative_to(root) if root.is_dir() else f.name), e) for f, e in dict(bad).items()],
                     *map(dict, kinds), coloured, intensity, [f.name for f, _ in found], x, back.mean(1), bool(above > 0),
-                    flat_field(x) if len(x) >= 50 else None, side)
+                    _what_stands(x) if len(x) >= 50 else None, side)
+
+def _what_stands(x, parts=5):
+    "What stands still; light that is not much the same in each fifth of the images is none."
+    still, lights = flat_field(x), torch.stack([flat_field(x[i::parts]).light for i in range(parts)])
+    seen = disc(tuple(x.shape[-2:])) > 0.5
+    signal, noise = (v[..., seen].square().mean() for v in (lights.mean(0) - 1, lights.std(0)/parts**0.5))
+    return still if signal > 10*noise else still._replace(light=torch.ones_like(still.light))
 
 def _read(bad, read, file, page, *args, **kwargs):
     "What a function reads, or None, with a note of the reason."
