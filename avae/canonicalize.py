@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['second_mode', 'explain_images', 'Plan', 'list_files', 'read_table', 'make_plan', 'Loaded', 'Stream', 'schema_of',
            'table_of', 'write_picture', 'write_pictures', 'fingerprint_of', 'place', 'Shards', 'Canonicalization',
-           'Canonicalized', 'canonicalize', 'as_affine', 'in_words']
+           'Canonicalized', 'canonicalize', 'as_affine', 'in_words', 'run_on_ray']
 
-# %% ../nbs/18_canonicalize.ipynb #72ce4355
+# %% ../nbs/18_canonicalize.ipynb #9d5c21b4
 import copy, hashlib, json, math, multiprocessing, os, signal, time, warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -384,7 +385,7 @@ def _one_number(fill):
     "A background that is one number, or None."
     return None if fill is None or torch.as_tensor(fill).numel() > 1 else float(torch.as_tensor(fill))
 
-# %% ../nbs/18_canonicalize.ipynb #15f2493c
+# %% ../nbs/18_canonicalize.ipynb #ff51ecc4
 class Canonicalized(NamedTuple):
     "What came out."
     images: int  # of the whole set
@@ -404,10 +405,12 @@ def canonicalize(
     workers: int | None = None,  # processes that read pictures; if None, one, or beside a GPU up to 8
     channel: int | None = None,  # as for `ImageDir`
     project: str | None = None,  # as for `ImageDir`
+    executor: str = "here",  # who works: this process ("here"), or the actors of a cluster ("ray", see `run_on_ray`)
 ) -> Canonicalized:
     """Bring pictures into canonical pose and write a table of poses, losses and codes. The same call goes on with what
     is missing. `FileNotFoundError` if there are no pictures, `ValueError` if the folder was begun with something else,
     `FileExistsError` if it holds something else, `OSError` if another process works there."""
+    if executor not in ("here", "ray"): raise ValueError(f'executor must be "here" or "ray", got {executor!r}')
     start, out, (rank, world) = time.perf_counter(), Path(out), place()
     model = as_affine(model, budget)
     size, channels = _canvas(model)
@@ -427,7 +430,8 @@ def canonicalize(
         mine = range(rank, len(shards), world)
         todo, count = [k for k in mine if not shards.stats(k)], lambda some: sum(len(shards.numbers(k)) for k in some)
         bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
-        with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar: job.run(todo, bar.update)
+        with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
+            run_on_ray(job, todo, bar.update) if executor == "ray" else job.run(todo, bar.update)
         return _merge(out, shards, time.perf_counter() - start)
 
 # %% ../nbs/18_canonicalize.ipynb #fda9a062
@@ -540,3 +544,29 @@ def in_words(
     lines = [f"{done.images:,} pictures, {done.errors:,} of them cannot be read"]
     if done.table is None: return "\n".join([*lines, "other processes are at work on them still"])
     return "\n".join([*lines, f"table: {done.table}, and the same as CSV", f"{done.seconds:,.0f} seconds"])
+
+# %% ../nbs/18_canonicalize.ipynb #fde256d3
+def run_on_ray(
+    job: Canonicalization,
+    todo: list[int],  # shards
+    tell=lambda n: None,  # is told how many more images are done
+    actors: int | None = None,  # as many as the cluster has GPUs, or, if this machine has none, CPUs
+):
+    "Let a cluster work on shards: that of RAY_ADDRESS, or this machine. `ValueError` if there is no Ray."
+    if not find_spec("ray"): raise ValueError("executor=\"ray\" needs Ray: pip install 'avae[ray]'")
+    import ray
+    from ray.util import ActorPool
+    try: started = not ray.is_initialized() and ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as e: raise ValueError(f"Ray cannot be reached ({str(e).splitlines()[0]})") from e
+    kind = "GPU" if torch.device(job.device).type == "cuda" else "CPU"
+    actors = min(len(todo), actors or max(1, int(ray.cluster_resources().get(kind, 1))))
+    if kind == "GPU": job.device = "cuda"  # each actor sees but its own
+    class Actor:
+        def __init__(self, job): self.job = job
+        def run(self, k): self.job.run([k]); return k
+    try:
+        remote, held = ray.remote(**{f"num_{kind.lower()}s": 1})(Actor), ray.put(job)
+        pool = ActorPool([remote.remote(held) for _ in range(actors)])
+        for k in pool.map_unordered(lambda actor, k: actor.run.remote(k), todo): tell(len(job.shards.numbers(k)))
+    finally:
+        if started: ray.shutdown()

@@ -416,12 +416,13 @@ def canonicalize(
     device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help="cuda, mps or cpu.")] = None,
     workers: Annotated[Optional[int], typer.Option(metavar="N", min=0, show_default="1, or up to 8 beside a GPU", help=
         "Processes that read the pictures.")] = None,
+    executor: Annotated[str, typer.Option(**_words("here", "ray"), help="Who works: this process, or a Ray cluster.")] = "here",
 ):
     """Bring pictures into canonical pose, and write a table of poses, losses and codes.
 
     The pictures keep their depth, colour and resolution. What was interrupted goes on with the same command."""
     from avae.canonicalize import canonicalize, in_words
-    try: done = canonicalize(data, model, out, not no_images, select, budget, device=device, workers=workers)
+    try: done = canonicalize(data, model, out, not no_images, select, budget, device=device, workers=workers, executor=executor)
     except KeyboardInterrupt: sys.exit("avae: interrupted, the same command goes on with what is left")
     print(in_words(done))
 

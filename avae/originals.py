@@ -48,13 +48,14 @@ def _margins(height, width):
     out[:, 0, 2], out[:, 1, 2] = ((side - n).div(2, rounding_mode="floor") for n in (width, height))
     return out
 
-# %% ../nbs/17_originals.ipynb #c5392a1d
+# %% ../nbs/17_originals.ipynb #acf3b08a
 def canonical_page(
     page: Page,  # as its file holds it
     mat: Tensor,  # (3, 3) from the canonical picture to the original, of `pixel_mat`
     fill: Tensor | None = None,  # (C,) background, in numbers of the file; `page_background` if None
 ) -> Page:  # of the same kind, a square
-    "The picture in its canonical pose, interpolated once."
+    "The picture in its canonical pose, interpolated once. `ValueError` if it is longer than 32,768 pixels."
+    if max(page.values.shape) > 32_768: raise ValueError(f"a square of {max(page.values.shape):,} pixels is too large")
     fill = page_background(page) if fill is None else fill
     values = _moved(page.values, mat, fill)
     opacity = None if page.opacity is None else _moved(page.opacity, mat, torch.zeros(1))
