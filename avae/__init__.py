@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
            'AffineVAE', 'Guess', 'fit_guess', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
-           'random_restarts', 'scan', 'split_valid', 'train']
+           'random_restarts', 'scan', 'split_valid', 'train', 'transform_boxes', 'transform_masks', 'transform_points']
 
 # %% ../nbs/19_package.ipynb #de77e401
 __version__ = "0.1.0"
@@ -22,12 +22,13 @@ if TYPE_CHECKING:  # what editors see
     from avae.models import VAE, Bernoulli, Gaussian, PaperLoss, load_pretrained
     from avae.optimizers import multistart, random_restarts, scan
     from avae.data import split_valid
+    from avae.originals import transform_boxes, transform_masks, transform_points
     from avae.training import train
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
          'AffineVAE', 'Guess', 'fit_guess', 'Bernoulli', 'Gaussian', 'PaperLoss', 'load_pretrained', 'multistart',
-         'random_restarts', 'scan', 'split_valid', 'train']
+         'random_restarts', 'scan', 'split_valid', 'train', 'transform_boxes', 'transform_masks', 'transform_points']
 
 # %% ../nbs/19_package.ipynb #0f06fab9
 def __getattr__(name):
@@ -35,7 +36,7 @@ def __getattr__(name):
         if name.startswith("_") or not find_spec(f"avae.{name}"):
             raise AttributeError(f"module 'avae' has no attribute {name!r}")
         return import_module(f"avae.{name}")
-    for home in ("affine", "data", "models", "affine_vae", "optimizers", "guess", "training"):
+    for home in ("affine", "data", "models", "affine_vae", "optimizers", "guess", "training", "originals"):
         if hasattr(module := import_module(f"avae.{home}"), name): return getattr(module, name)
 
 def __dir__(): return sorted([*globals(), *_all_])

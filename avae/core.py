@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['set_seed', 'default_device', 'evaluating', 'check_images', 'check_writable', 'atomic_write', 'json_text',
-           'write_json', 'show_images']
+           'write_json', 'shell_word', 'show_images']
 
 # %% ../nbs/00_core.ipynb #1a3d82ba
-import json, math, os, random, shutil, tempfile
+import json, math, os, random, shlex, shutil, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -136,6 +136,15 @@ def write_json(
     "Write a record as indented JSON, by `atomic_write`."
     text = json_text(what, indent=1)
     with atomic_write(path) as tmp: tmp.write_text(text + "\n", encoding="utf-8")
+
+# %% ../nbs/00_core.ipynb #6c48ad63
+def shell_word(
+    word,  # a file name, a number ...
+) -> str:
+    "As a shell takes it."
+    text = str(word)
+    if text == text.encode(errors="ignore").decode(): return shlex.quote(text)
+    return "$'" + os.fsencode(text).decode("ascii", "backslashreplace").replace("'", r"\'") + "'"
 
 # %% ../nbs/00_core.ipynb #dd55498e
 def show_images(

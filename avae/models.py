@@ -278,7 +278,8 @@ def pretrained_names() -> list[str]:
     return sorted(p.name for p in (files("avae")/"pretrained").iterdir() if (p/"config.json").is_file())
 
 def load_pretrained(
-    where: str | Path = "mnist-l8",  # a folder, a name of `pretrained_names()`, "user/name" on the Hub, or a file of 0.1
+    where: str | Path = "mnist-l8",  # a folder, that of a run (its best model), a name of `pretrained_names()`,
+    # "user/name" on the Hub, or a file of version 0.1
     **given,  # as for `from_pretrained`
 ) -> nn.Module:  # a `VAE` or an `AffineVAE`, in eval mode, on the CPU
     """A saved model. With this package come VAEs with 8 latents, trained on MNIST's train split: "mnist-l8" on upright
@@ -305,6 +306,7 @@ def _read(where, hub):
     folder = Path(where)
     if folder.is_file(): return _read_file(folder)
     if not folder.is_dir(): folder = _find(str(where), hub)
+    elif (folder/"best"/"config.json").is_file(): folder = folder/"best"
     try:
         return json.loads((folder/"config.json").read_text(encoding="utf-8")), load_file(folder/"model.safetensors")
     except OSError as e: raise FileNotFoundError(f"no model in {folder}: {e.filename and Path(e.filename).name} is missing") from e
