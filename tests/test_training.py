@@ -161,7 +161,7 @@ def test_more_processes_than_images_in_a_step(tmp_path):
 
 SCRIPT = """
 import faulthandler, torch
-faulthandler.dump_traceback_later(100, exit=True)
+faulthandler.dump_traceback_later(250, exit=True)
 from avae import VAE, toy_glyphs
 from avae.processes import launch
 from avae.training import train
