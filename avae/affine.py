@@ -384,6 +384,12 @@ class FlatField(NamedTuple):
         seen = disc(tuple(self.mask.shape)) > 0.5
         return self.light[:, seen].std().item(), (self.mask[seen] == 0).float().mean().item()
 
+    @property
+    def noticeable(self) -> bool:
+        "Is there enough of it to lead poses astray?"
+        light, marks = self.extent
+        return light > 0.03 or marks > 0.02
+
     def __str__(self): return "uneven light, {:.0%}; marks on {:.0%} of the disc".format(*self.extent)
 
 @torch.no_grad()

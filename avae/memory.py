@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .affine import PoseSpace, disc, estimate_background, resample
+from .affine import PoseSpace, disc, estimate_background, flat_field, resample
 
 # %% ../nbs/09_memory.ipynb #5a7661ab
 class PoseMemory:
@@ -207,29 +207,39 @@ def aligned_in_pairs(
     bins: int = 72,  # angles a turn
 ) -> Tensor:  # (N, D), flips, angles and shifts; scales and shear at the identity
     "Poses under which images look alike, found without a model. Each image is compared with all others."
-    x, size, names = x.cpu(), tuple(x.shape[-2:]), poses.names
-    mask = disc(size) if mask is None else mask.cpu()
-    y = (x - estimate_background(x, mask)[..., None, None]).nan_to_num()
-    pose, flip = poses.identity(len(x)), torch.zeros(len(x))
+    x = x.cpu()
+    mask = disc(tuple(x.shape[-2:])) if mask is None else mask.cpu()
+    ways = [(x, mask)]
+    if any(poses.periodic) and len(x) >= 200 and (still := flat_field(x.nan_to_num())).noticeable:
+        ways.insert(0, (still.correct(x), mask*still.mask))  # unless it is the objects that do not turn
+    for y, seen in ways:
+        y = (y - estimate_background(y, seen)[..., None, None]).nan_to_num()*seen
+        pose, consistent = _aligned(poses, y, seen, neighbours, bins)
+        if consistent > 0.5: break
+    return pose
+
+def _aligned(poses, y, mask, neighbours, bins):
+    "Poses (N, D) of images without background, and the share of pairs that are turned as their poses say."
+    pose, flip, names, turns = poses.identity(len(y)), torch.zeros(len(y)), poses.names, _possible_turns(poses, bins)
     if {"shift_x", "shift_y"} <= set(names):
         shift = _centre_of_ink(y, mask)
-        y = resample(y, PoseSpace(shift=1).mat(shift, size), 0.0)
+        y = resample(y, PoseSpace(shift=1).mat(shift, tuple(y.shape[-2:])), 0.0)
         for k, name in enumerate(("shift_x", "shift_y")): pose[:, names.index(name)] = shift[:, k]
-    turns = _possible_turns(poses, bins)
     if "flip" in names:
         flip = (_synchronized(len(y), *_most_alike(y, neighbours, turns, mirrored=True)) < 0).float()
         y = torch.where(flip[:, None, None, None] > 0, y.flip(-1), y)
         pose[:, names.index("flip")] = flip
-    if "angle" in names:
-        i, j, turn = _most_alike(y, neighbours, turns)
-        v = _synchronized(len(y), i, j, torch.polar(torch.ones(len(turn)), turn*2*math.pi/bins))
-        at = _by_votes((v.angle()*bins/(2*math.pi)).round().long() % bins, i, j, turn, bins)
-        angle = (at*360/bins + 180) % 360 - 180
-        if not any(poses.periodic):  # only differences are known: their middle is the middle of the range
-            mean = torch.polar(torch.ones(len(y)), torch.deg2rad(angle)).mean().angle().rad2deg()
-            angle = (angle - mean + 180) % 360 - 180 + sum(poses.bounds["angle"])/2
-        pose[:, names.index("angle")] = angle*(1 - 2*flip)
-    return pose
+    if "angle" not in names: return pose, 1.0
+    i, j, turn = _most_alike(y, neighbours, turns)
+    v = _synchronized(len(y), i, j, torch.polar(torch.ones(len(turn)), turn*2*math.pi/bins))
+    at = _by_votes((v.angle()*bins/(2*math.pi)).round().long() % bins, i, j, turn, bins)
+    angle = (at*360/bins + 180) % 360 - 180
+    if not any(poses.periodic):  # only differences are known: their middle is the middle of the range
+        mean = torch.polar(torch.ones(len(y)), torch.deg2rad(angle)).mean().angle().rad2deg()
+        angle = (angle - mean + 180) % 360 - 180 + sum(poses.bounds["angle"])/2
+    pose[:, names.index("angle")] = angle*(1 - 2*flip)
+    off = (at[i] + turn - at[j] + bins//2) % bins - bins//2
+    return pose, (off.abs() <= 2).float().mean().item()
 
 def _centre_of_ink(y, mask):
     "Where what is not background lies, (N, 2), as shifts."

@@ -77,8 +77,9 @@ def _check_frame(model, x, fill, augmented):
         warnings.warn(f"fill says that the background is {said.mean():.2f}, but most images have {seen.mean():.2f} along "
                       f"their border: fill=None estimates it")
     if not affine or mask is None or augmented or not any(model.poses.periodic) or len(x) < 200: return
-    light, marks = (still := flat_field(x.nan_to_num())).extent
-    if light > 0.03 or marks > 0.02 and not isinstance(model.mask, Tensor):
+    still = flat_field(x.nan_to_num())
+    if isinstance(model.mask, Tensor): still = still._replace(mask=torch.ones_like(still.mask))  # a person has seen to it
+    if still.noticeable:
         warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
                       f"flat_field. Pay no heed if the objects do not turn")
 
