@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
+from psutil import virtual_memory
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -109,6 +110,12 @@ class _File(NamedTuple):
     close: callable
     lasting: bool = True  # may stay open: Pillow is not good at going back to an earlier frame
 
+def _check_memory(shape, size=24):  # bytes a number; as many while a picture is brought to light
+    "A header may promise more than there is room for, and a small file may hold it."
+    need, free = math.prod(shape)*size, virtual_memory().available
+    if need > free:
+        raise ValueError(f"its {' x '.join(map(str, shape))} numbers need {need/2**30:.1f} GB of memory, {free/2**30:.1f} are free")
+
 def _open_tiff(source, *how):
     from tifffile import TiffFile
     with _listening() as heard: file = TiffFile(source, _multifile=False)
@@ -190,6 +197,7 @@ def _page(series, k):
 def _stored(file, series, k):
     "Page k of a series, as it is stored."
     frame = series.keyframe
+    _check_memory(frame.shape)
     if not series.is_truncated or k == 0:
         with _listening(): return _page(series, k).asarray()
     kind = np.dtype(file.byteorder + series.dtype.char)  # one header for a long row of pages
@@ -344,7 +352,7 @@ def _open_archive(source, *how):
     "A `.npz` file: the pictures of all its arrays, in their order; arrays of one dimension are labels and left out."
     archive, opened = np.load(source, allow_pickle=False), {}
     def array(key):  # one at a time stays in memory
-        if key not in opened: opened.clear(); opened[key] = archive[key]
+        if key not in opened: opened.clear(); _check_memory(heads[key][0], heads[key][1].itemsize); opened[key] = archive[key]
         return opened[key]
     heads = {k: h for k, h in _array_headers(source).items() if len(h[0]) > 1}
     if not heads: raise ValueError("it holds no array of two or more dimensions")
@@ -454,6 +462,7 @@ def _finite(page):
 # %% ../nbs/01_formats.ipynb #b24ecfab
 def _open(source, channel, project, channels):
     "By its first bytes."
+    if isinstance(source, io.BytesIO): source.seek(0)
     head = source.getvalue()[:8] if isinstance(source, io.BytesIO) else _first_bytes(source)
     kinds = {b"II*\0": _open_tiff, b"MM\0*": _open_tiff, b"II+\0": _open_tiff, b"MM\0+": _open_tiff,
              b"PK\3\4": _open_archive, b"\x93NUM": _open_array}
