@@ -165,9 +165,11 @@ def test_only_with_its_token_and_by_its_name(page):
     path, here, evil = f'/api/kernels/{kernel}/channels', f'http://127.0.0.1:{page.port}', 'http://evil.example'
     own = lambda **headers: ask(page, path, token=False, **knock, **headers)[0]  # as a page in the same browser would
     assert own(Cookie=cookie, Origin=here) == 101
-    assert own(Cookie=cookie, Origin=evil) == own(Cookie=cookie, Origin='null') == own(Origin=here) == 403
-    assert own(Cookie=cookie, Host='evil.example', Origin=evil) == 403
-    for path in ('/voila/files/../../etc/passwd', '/static/../../../etc/passwd', '/api/contents'): assert ask(page, path)[0] in (403, 404), path
+    for refused in (dict(Cookie=cookie, Origin=evil), dict(Cookie=cookie, Origin='null'), dict(Origin=here),
+                    dict(Cookie=cookie, Host='evil.example', Origin=evil)): assert own(**refused) >= 400, refused
+    for path in ('/voila/files/../../etc/passwd', '/static/../../../etc/passwd', '/api/contents'):
+        status, text, _ = ask(page, path)
+        assert status != 200 and 'root:' not in text, path
 
 # --- what the project itself rests on
 
