@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""What `pip install avae` brings along: known weaknesses (pip-audit, by network) and licences; fails for a weakness, or a
-licence that asks for more than a notice.
+"""What `pip install avae` brings along: known weaknesses (pip-audit, by network) and licences; fails for a weakness, for
+a licence that asks for more than a notice, and where nothing could be looked up.
 
     python tools/dependencies.py --json nbs/results/dependencies.json
     python tools/dependencies.py --extra dev
@@ -57,11 +57,12 @@ def main():
     strict = {k: v for k, v in found.items() if not re.search(FREE, v, re.I) and not k.startswith(NVIDIA)}
     for k, v in packages.items(): print(f"{k:30}{v:16}{found.get(k, '?')}")
     print(f"{len(packages)} packages, {audited} audited, {len(bad)} known weaknesses")
+    if audited < len(packages): print(f"not audited: pip-audit could not look up {len(packages) - audited} packages")
     for row in bad: print("weakness:", *row)
     for k, v in strict.items(): print("licence to look at:", k, v)
     if o.json:
         record = dict(packages=len(packages), audited=audited, weaknesses=bad, look_at=strict, licences=found, versions=packages)
         Path(o.json).write_text(json.dumps(record, indent=1) + "\n")
-    sys.exit(bool(bad or strict))
+    sys.exit(bool(bad or strict or audited < len(packages)))
 
 if __name__ == "__main__": main()
