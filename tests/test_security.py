@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEN = []  # what happens while something is watched: (event, first argument)
 
 def _watch(event, args):
-    if SEEN and event in ('open', 'exec', 'compile', 'os.system', 'subprocess.Popen', 'socket.connect', 'import', 'pickle.find_class'):
+    if SEEN and event in ('open', 'exec', 'compile', 'os.system', 'subprocess.Popen', 'socket.connect', 'import',
+                          'pickle.find_class'):
         SEEN.append((event, str(args[0]) if args else ''))
 
 sys.addaudithook(_watch)
@@ -27,24 +28,30 @@ def watched(function, *args, allowed=()):
     try:
         try: result = function(*args)
         except (ValueError, TypeError, FileNotFoundError) as e: result = e
-        touched = [t for t in SEEN[1:] if t[0] != 'import' and not (t[0] == 'open' and any(a in t[1] for a in map(str, allowed)))]
+        mine = lambda event, what: event == 'open' and any(str(a) in what for a in allowed)
+        touched = [t for t in SEEN[1:] if t[0] != 'import' and not mine(*t)]
     finally: SEEN.clear()
     return result, touched
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp('model')
-    AffineVAE(VAE(2, 8, likelihood=Gaussian(0.2)).eval(), PoseSpace(angle=180, flip=True), mask=torch.ones(8, 8)).save_pretrained(folder)
+    AffineVAE(VAE(2, 8, likelihood=Gaussian(0.2)).eval(), PoseSpace(angle=180, flip=True),
+              mask=torch.ones(8, 8)).save_pretrained(folder)
     load_pretrained(folder)  # what is imported late is imported
     return folder
 
-WORSE = [None, True, 0, -1, 1.5, 10**30, '', '../../etc/passwd', '/etc/passwd', 'os.system', 'builtins.eval', 'avae.AffineVAE', '__class__',
+WORSE = [None, True, 0, -1, 1.5, 10**30, '', '../../etc/passwd', '/etc/passwd', 'os.system', 'builtins.eval',
+         'avae.AffineVAE', '__class__',
          [], [1], {}, {'class': 'os.system'}, {'class': '../x'}, [['a']], {'model': 'avae.VAE'}]
+
+PICKLE = b'\x80\x04cos\nsystem\n(S"true"\ntR.'  # runs a program, where pickles are loaded
 
 def places(v, at=()):
     "Every place in a record."
     yield at
-    for k, w in (v.items() if isinstance(v, dict) else enumerate(v) if isinstance(v, list) else ()): yield from places(w, (*at, k))
+    inner = v.items() if isinstance(v, dict) else enumerate(v) if isinstance(v, list) else ()
+    for k, w in inner: yield from places(w, (*at, k))
 
 def put(record, at, value):
     if not at: return value
@@ -69,8 +76,10 @@ def test_weights_are_only_numbers(model, tmp_path):
     content = (model/'model.safetensors').read_bytes()
     (tmp_path/'config.json').write_bytes((model/'config.json').read_bytes())
     changes = [content[:k] for k in (0, 4, 8, 60, 500, len(content) - 1)]
-    changes += [content[:k] + bytes([b]) + content[k + 1:] for k in (0, 3, 7, 8, 9, 30, 100, 400) for b in (0, 34, 127, 255)]
-    changes += [b'\x80\x04cos\nsystem\n(S"true"\ntR.', struct.pack('<Q', 2**62) + b'{}']  # a pickle; a header without end
+    changes += [content[:k] + bytes([b]) + content[k + 1:] for k in (0, 3, 7, 8, 9, 30, 100, 400)
+                for b in (0, 34, 127, 255)]
+    changes += [PICKLE, struct.pack('<Q', 2**62) + b'{}']  # the last has a header without end
+
     for changed in changes:
         (tmp_path/'model.safetensors').write_bytes(changed)
         result, touched = watched(load_pretrained, tmp_path, allowed=(tmp_path,))
@@ -81,7 +90,7 @@ def test_checkpoints_are_only_numbers(tmp_path):
         write_checkpoint(tmp_path, {'w': torch.ones(2)}, state)
         result, touched = watched(read_checkpoint, tmp_path, allowed=(tmp_path,))
         assert not touched and result[1] == state
-    (tmp_path/CHECKPOINT).write_bytes(b'\x80\x04cos\nsystem\n(S"true"\ntR.')
+    (tmp_path/CHECKPOINT).write_bytes(PICKLE)
     (tmp_path/'checkpoint.previous.safetensors').unlink()
     result, touched = watched(read_checkpoint, tmp_path, allowed=(tmp_path,))
     assert isinstance(result, ValueError) and not touched
@@ -89,9 +98,11 @@ def test_checkpoints_are_only_numbers(tmp_path):
 # --- pictures that promise more than they hold
 
 def png(width, height, rows=1):
-    def chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    def chunk(name, data):
+        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
     head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(bytes(rows*(width + 1)))) + chunk(b'IEND', b'')
+    body = zlib.compress(bytes(rows*(width + 1)))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', body) + chunk(b'IEND', b'')
 
 def npy(shape):
     buffer = io.BytesIO()
@@ -99,7 +110,8 @@ def npy(shape):
     return buffer.getvalue()
 
 def npz(shape, data=b''):
-    with zipfile.ZipFile(buffer := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('../../a.npy', npy(shape) + data)
+    with zipfile.ZipFile(buffer := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr('../../a.npy', npy(shape) + data)
     return buffer.getvalue()
 
 def tiff(side):
@@ -110,7 +122,8 @@ def tiff(side):
         for name in ('ImageWidth', 'ImageLength'): t.pages[0].tags[name].overwrite(side, dtype='I')
     return buffer.getvalue()
 
-BOMBS = dict(png=png(60_000, 60_000), npy=npy((10**6, 10**6)), npz=npz((10**6, 10**6)), zeros=npz((10**5, 10**7), bytes(10**7)), tiff=tiff(10**6))
+BOMBS = dict(png=png(60_000, 60_000), npy=npy((10**6, 10**6)), npz=npz((10**6, 10**6)),
+             zeros=npz((10**5, 10**7), bytes(10**7)), tiff=tiff(10**6))
 
 @pytest.mark.parametrize('name', BOMBS)
 @pytest.mark.parametrize('on_disk', [False, True], ids=['memory', 'disk'])
@@ -144,7 +157,8 @@ def page():
 def ask(page, path='/', token=True, **headers):
     "Status, text and cookie of an answer."
     connection = HTTPConnection('127.0.0.1', page.port, timeout=120)
-    connection.request('GET', path + ('?' + page.address.split('?')[1] if token else ''), headers={k.replace('_', '-'): v for k, v in headers.items()})
+    connection.request('GET', path + ('?' + page.address.split('?')[1] if token else ''),
+                       headers={k.replace('_', '-'): v for k, v in headers.items()})
     answer = connection.getresponse()
     text = '' if answer.status == 101 else answer.read().decode(errors='replace')
     return answer.status, text, (answer.getheader('Set-Cookie') or '').split(';')[0]
@@ -159,9 +173,11 @@ def test_only_with_its_token_and_by_its_name(page):
     status, text, cookie = ask(page)
     assert status == 200 and 'a secret word' in text and cookie
     assert ask(page, token=False)[0] == 302
-    for host in ('evil.example', f'evil.example:{page.port}', '192.168.0.7'): assert ask(page, Host=host)[0] == 403, host
+    for host in ('evil.example', f'evil.example:{page.port}', '192.168.0.7'):
+        assert ask(page, Host=host)[0] == 403, host
     kernel = re.search(r'"kernelId": *"([^"]+)"', text)[1]
-    knock = dict(Connection='Upgrade', Upgrade='websocket', Sec_WebSocket_Version='13', Sec_WebSocket_Key='AAAAAAAAAAAAAAAAAAAAAA==')
+    knock = dict(Connection='Upgrade', Upgrade='websocket', Sec_WebSocket_Version='13',
+                 Sec_WebSocket_Key='AAAAAAAAAAAAAAAAAAAAAA==')
     path, here, evil = f'/api/kernels/{kernel}/channels', f'http://127.0.0.1:{page.port}', 'http://evil.example'
     own = lambda **headers: ask(page, path, token=False, **knock, **headers)[0]  # as a page in the same browser would
     assert own(Cookie=cookie, Origin=here) == 101

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""What `pip install avae` brings along: known weaknesses (pip-audit, by network) and licences; fails for a weakness, for
-a licence that asks for more than a notice, and where nothing could be looked up.
+"""What `pip install avae` brings along: known weaknesses (pip-audit, by network) and licences. It fails for a weakness,
+for a licence that asks for more than a notice, and where nothing could be looked up.
 
     python tools/dependencies.py --json nbs/results/dependencies.json
     python tools/dependencies.py --extra dev
@@ -12,7 +12,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 FREE = r"MIT|BSD|Apache|PSF|Python Software|ISC|HPND|CMU|Unlicense|MPL|Mozilla|Zlib|matplotlib|0BSD|CC0|public domain"
-NVIDIA = ("nvidia-", "cuda-")  # comes with PyTorch's wheel for GPUs, under licences of its own; not with the one for CPUs
+NVIDIA = ("nvidia-", "cuda-")  # with PyTorch's wheel for GPUs, under licences of their own; not with that for CPUs
+
 
 def installed(extra):
     "Names of all packages that are needed, as far as they are installed."
@@ -35,7 +36,8 @@ def weaknesses(packages):
     "What pip-audit knows of these versions: [(name, version, its number), ...], and of how many it knows."
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder)/"all.txt").write_text("".join(f"{k}=={v}\n" for k, v in packages.items()))
-        command = [sys.executable, "-m", "pip_audit", "-r", str(path), "--no-deps", "--disable-pip", "-f", "json", "--progress-spinner", "off"]
+        command = [sys.executable, "-m", "pip_audit", "-r", str(path), "--no-deps", "--disable-pip", "-f", "json",
+                   "--progress-spinner", "off"]
         r = subprocess.run(command, capture_output=True, text=True)
     if not r.stdout.startswith("{"): sys.exit(f"pip-audit failed: {r.stderr[-500:]}")
     audited = [d for d in json.loads(r.stdout)["dependencies"] if "vulns" in d]
@@ -43,7 +45,8 @@ def weaknesses(packages):
 
 def licences(packages):
     "{name: licence} by pip-licenses."
-    command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json", "--with-system", "--packages", *packages]
+    command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json", "--with-system", "--packages",
+               *packages]
     rows = json.loads(subprocess.check_output(command, text=True))
     return {re.sub(r"[-_.]+", "-", r["Name"]).lower(): r["License"].split("\n")[0][:60] for r in rows}
 
@@ -61,7 +64,8 @@ def main():
     for row in bad: print("weakness:", *row)
     for k, v in strict.items(): print("licence to look at:", k, v)
     if o.json:
-        record = dict(packages=len(packages), audited=audited, weaknesses=bad, look_at=strict, licences=found, versions=packages)
+        record = dict(packages=len(packages), audited=audited, weaknesses=bad, look_at=strict, licences=found,
+                      versions=packages)
         Path(o.json).write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(bool(bad or strict or audited < len(packages)))
 
