@@ -120,6 +120,7 @@ def _open_tiff(source, *how):
     from tifffile import TiffFile
     with _listening() as heard: file = TiffFile(source, _multifile=False)
     try:
+        _check_circle(file)
         with _listening() as more: series = [s for s in file.series if s.keyframe.ndim > 1]
         if any("invalid page offset" in text for text in heard + more): raise ValueError("pages are missing at its end")
         series = [s for s in series if not s.keyframe.is_reduced] or series  # no thumbnails
@@ -288,6 +289,17 @@ def _check_tiff(file, series):
         end = (s.dataoffset or 0) + math.prod(s.shape)*s.dtype.itemsize
         if s.is_truncated and end > size: raise ValueError("it is torn: its data end before they should")
         if missing := _missing_codec(s.keyframe): _plane_by_pillow(file, s[0], missing)
+
+def _check_circle(file):
+    "The pages of a damaged file may lead back to themselves, and then there is no end to them."
+    tiff, handle, seen, at = file.tiff, file.filehandle, set(), file.pages.first.offset
+    number = lambda size: int.from_bytes(handle.read(size), "little" if tiff.byteorder == "<" else "big")
+    while 0 < at < handle.size:
+        if at in seen: raise ValueError("its pages lead back to themselves")
+        seen.add(at)
+        handle.seek(at)
+        handle.seek(at + tiff.tagnosize + number(tiff.tagnosize)*tiff.tagsize)
+        at = number(tiff.offsetsize)
 
 # %% ../nbs/01_formats.ipynb #b36a0086
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")

@@ -8,7 +8,7 @@ import tifffile
 import torch
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
-from avae.formats import read_image
+from avae.formats import read_header, read_image
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.runs import CHECKPOINT, read_checkpoint, write_checkpoint
 
@@ -144,6 +144,19 @@ def test_the_memory_that_is_there_is_the_limit(monkeypatch):
     monkeypatch.setattr('avae.formats.virtual_memory', lambda: SimpleNamespace(available=9000))
     for source in (a, b):
         with pytest.raises(ValueError, match='memory'): read_image(source)
+
+@pytest.mark.parametrize('kind', [dict(), dict(bigtiff=True), dict(byteorder='>')], ids=['classic', 'big', 'motorola'])
+def test_pages_that_go_round_in_a_circle_have_an_end(kind):
+    with tifffile.TiffWriter(buffer := io.BytesIO(), **kind) as t:
+        for k in (8, 9, 10): t.write(np.zeros((k, k), np.uint8), metadata=None)
+    with tifffile.TiffFile(io.BytesIO(buffer.getvalue())) as t: form, offsets = t.tiff, [p.offset for p in t.pages]
+    content = bytearray(buffer.getvalue())
+    assert read_header(io.BytesIO(content)).pages == 3
+    for back in offsets:
+        count, = struct.unpack_from(form.tagnoformat, content, offsets[-1])
+        end = offsets[-1] + form.tagnosize + count*form.tagsize
+        content[end:end + form.offsetsize] = struct.pack(form.offsetformat, back)
+        with pytest.raises(ValueError, match='back to themselves'): read_header(io.BytesIO(content))
 
 # --- the page
 
