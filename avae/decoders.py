@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
+from psutil import virtual_memory
 
 # %% ../nbs/01_decoders.ipynb #ec5c7aec
 class Page(NamedTuple):
@@ -102,10 +103,17 @@ class ImageFile(NamedTuple):
     lasting: bool = True  # may stay open: Pillow is not good at going back to an earlier frame
 
 # %% ../nbs/01_decoders.ipynb #bb2c5a9f
+def _check_memory(shape, size=24):  # bytes a number; as many while a picture is brought to light
+    "A header may promise more than there is room for, and a small file may hold it."
+    need, free = math.prod(shape)*size, virtual_memory().available
+    if need > free:
+        raise ValueError(f"its {' x '.join(map(str, shape))} numbers need {need/2**30:.1f} GB of memory, {free/2**30:.1f} are free")
+
 def _open_tiff(source, *how):
     from tifffile import TiffFile
     with _listening() as heard: file = TiffFile(source, _multifile=False)
     try:
+        _check_circle(file)
         with _listening() as more: series = [s for s in file.series if s.keyframe.ndim > 1]
         if any("invalid page offset" in text for text in heard + more): raise ValueError("pages are missing at its end")
         series = [s for s in series if not s.keyframe.is_reduced] or series  # no thumbnails
@@ -176,6 +184,7 @@ def _page(series, k):
 def _stored(file, series, k):
     "Page k of a series, as it is stored."
     frame = series.keyframe
+    _check_memory(frame.shape)
     if not series.is_truncated or k == 0:
         with _listening(): return _page(series, k).asarray()
     kind = np.dtype(file.byteorder + series.dtype.char)  # one header for a long row of pages
@@ -246,6 +255,17 @@ def _check_tiff(file, series):
         if s.is_truncated and end > size: raise ValueError("it is torn: its data end before they should")
         if missing := _missing_codec(s.keyframe): _plane_by_pillow(file, s[0], missing)
 
+def _check_circle(file):
+    "The pages of a damaged file may lead back to themselves, and then there is no end to them."
+    tiff, handle, seen, at = file.tiff, file.filehandle, set(), file.pages.first.offset
+    number = lambda size: int.from_bytes(handle.read(size), "little" if tiff.byteorder == "<" else "big")
+    while 0 < at < handle.size:
+        if at in seen: raise ValueError("its pages lead back to themselves")
+        seen.add(at)
+        handle.seek(at)
+        handle.seek(at + tiff.tagnosize + number(tiff.tagnosize)*tiff.tagsize)
+        at = number(tiff.offsetsize)
+
 # %% ../nbs/01_decoders.ipynb #b36a0086
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 
@@ -309,7 +329,7 @@ def _open_archive(source, *how):
     "A `.npz` file: the pictures of all its arrays, in their order; arrays of one dimension are labels and left out."
     archive, opened = np.load(source, allow_pickle=False), {}
     def array(key):  # one at a time stays in memory
-        if key not in opened: opened.clear(); opened[key] = archive[key]
+        if key not in opened: opened.clear(); _check_memory(heads[key][0], heads[key][1].itemsize); opened[key] = archive[key]
         return opened[key]
     heads = {k: h for k, h in _array_headers(source).items() if len(h[0]) > 1}
     if not heads: raise ValueError("it holds no array of two or more dimensions")
@@ -354,6 +374,7 @@ def open_file(
     channels: int = 1,
 ) -> ImageFile:
     "Opens a file by its first bytes, whatever its name. A decoder raises almost anything if it is no image."
+    if isinstance(source, io.BytesIO): source.seek(0)
     head = source.getvalue()[:8] if isinstance(source, io.BytesIO) else _first_bytes(source)
     kinds = {b"II*\0": _open_tiff, b"MM\0*": _open_tiff, b"II+\0": _open_tiff, b"MM\0+": _open_tiff,
              b"PK\3\4": _open_archive, b"\x93NUM": _open_array}

@@ -298,7 +298,8 @@ def load_pretrained(
         config.pop("avae", 0), config.pop("info", 0)
         model = MODELS[name].from_config(config, **given)
         model.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as e: raise ValueError(f"{where} is damaged ({e})") from e
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError) as e:
+        raise ValueError(f"{where} is damaged ({' '.join(str(e).split())[:200]})") from e
     return model.eval()
 
 def _read(where, hub):

@@ -103,7 +103,8 @@ def _write_files(folder, code, title, address):
     cell = dict(cell_type="code", id="page", metadata={}, execution_count=None, outputs=[],
                 source=f"import os\nos.chdir({os.getcwd()!r})\n{code}")
     notebook = dict(cells=[cell], metadata=dict(kernelspec=name | {"name": "avae"}), nbformat=4, nbformat_minor=5)
-    settings = {"websocket_max_message_size": 2**27, "ws_ping_timeout": 30000}  # for photos; milliseconds
+    settings = {"websocket_max_message_size": 2**27, "ws_ping_timeout": 30000,  # for photos; milliseconds
+                "allow_remote_access": False}  # whoever calls this computer by another name is refused
     files = {f"{title}.ipynb": json.dumps(notebook), "kernels/avae/kernel.json": json.dumps(name | {"argv": kernel}),
              "voila/templates/avae/conf.json": '{"base_template": "lab"}',
              "voila/templates/avae/index.html.j2": TEMPLATE, "voila/templates/avae/spinner.macro.html.j2": WAIT,
