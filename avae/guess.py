@@ -112,11 +112,11 @@ class Guess(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # poses (N, n, D), the best first, and the log of what each stands for (N, n)
         "The middles of the most probable Gaussians that are not close to a better one, and points around them."
         k = mixture.log_weight.shape[1]
-        rounds = -(-n//k) + 2
+        rounds = -(-n//k) + (2 if self.free > 1 else 0)  # along one line a search has its own way to look around
         weight = 0.5*_thinned(mixture, self.poses.periodic, self.cell)  # bold: other modes get a try
         share = (weight[:, :, None] - torch.arange(1., rounds + 1).log().to(weight)).flatten(1).log_softmax(1)
         log_q, which = share.topk(n, dim=1)
-        noise = _noise(rounds - 1, len(self.cell)).to(weight)
+        noise = _noise(rounds, len(self.cell)).to(weight)
         pick = lambda v: v.gather(1, (which//rounds)[..., None].expand(-1, -1, v.shape[-1]))
         u = pick(mixture.mean) + pick(mixture.width)*torch.cat([noise[:1]*0, noise])[which % rounds]
         return self.poses.from_unit(u), log_q
