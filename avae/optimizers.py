@@ -233,14 +233,15 @@ def multistart(
     known = _candidates(poses, x, candidates, log_q, most)
     if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
     _enough(budget, least + (0 if guided else known.shape[1]))
-    search = (_guided_1d if guided else _search_1d) if line else _search_nd
-    return search(energy, poses, x, budget - closing, known, *(() if search is _guided_1d else (seed, guided)[:1 if line else 2]))
+    spend = budget - closing
+    if not line: return _search_nd(energy, poses, x, spend, known, seed, guided)
+    return (_guided_1d if guided else _search_1d)(energy, poses, x, spend, known)
 
 def default_budget(poses: PoseSpace) -> int:
     "Passes per image of a search that nobody has limited."
     return 26 if _one_line(poses) else 120
 
-def _search_1d(energy, poses, x, spend, known, seed):
+def _search_1d(energy, poses, x, spend, known):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
     periodic, skip = poses.periodic[0], int(_is_outside(poses))
     start = _grid(poses, max(3, round(0.5*(spend - known.shape[1]))))
