@@ -263,7 +263,7 @@ def _guided_1d(energy, poses, x, spend, known):
     while (left := spend - tried.shape[1]) > 0:
         if tried.shape[1] == looked and left > 1:
             best = _pick(energies[:, 1:], 1, tried[:, 1:])
-            u = poses.to_unit(best) + _width(energy, best)*x.new_tensor([-1, 1])[:, None]
+            u = poses.to_unit(best) + _width(energy, best, 1/60)*x.new_tensor([-1, 1])[:, None]
         else:
             k = min(max(1, round(0.3*left)), tried.shape[1] - skip)
             u = parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None]
@@ -276,7 +276,7 @@ def _is_outside(poses):
     unit = poses.to_unit(poses.identity())[0, 0]
     return not poses.periodic[0] and not 0 <= unit <= 1
 
-def _width(energy, pose, least=1/60, most=1/40):
+def _width(energy, pose, least=1/120, most=1/40):
     "How far around a guess to look, in the unit cube."
     width = energy.width(pose) if hasattr(energy, "width") else None
     return torch.full_like(pose, 1/60) if width is None else width.clamp(least, most)
