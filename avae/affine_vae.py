@@ -103,7 +103,8 @@ class AffineVAE(nn.Module, Pretrained):
         if shape != own: raise ValueError(f"guess must be for images (C, H, W)={own}, got one for {shape}")
         window = self.window(guess.window.new_zeros(1, *shape))
         if not torch.equal(torch.ones_like(guess.window) if window is None else window, guess.window):
-            raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, got one for another part")
+            raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, "
+                             "got one for another part")
         return guess.requires_grad_(False)
 
     @property
@@ -255,7 +256,8 @@ class AffineVAE(nn.Module, Pretrained):
         if cost:
             budget, least = budget or default_budget(self.poses), cost + 2 + (not energy.keep)
             if budget < least:
-                raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, got {budget}")
+                raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, "
+                                 f"got {budget}")
             energy.mixture = self.guess(x, self.background(x))
             if candidates is None: candidates, log_q = self.guess.propose(energy.mixture, budget)
         known = dict(budget=budget and budget - cost, candidates=candidates, log_q=log_q)
@@ -304,7 +306,9 @@ class AffineVAE(nn.Module, Pretrained):
         x = full_precision(x, self.vae)
         if len(x): self.check_module(x[:1].nan_to_num())
         if pose is None: outs = [self._find(b, budget or self.budget) for b in x.split(self.chunk)]
-        else: outs = [self.explain(b, p) for b, p in zip(x.split(self.chunk), self._check_pose(pose, len(x)).to(x).split(self.chunk))]
+        else:
+            pose = self._check_pose(pose, len(x)).to(x)
+            outs = [self.explain(*part) for part in zip(x.split(self.chunk), pose.split(self.chunk))]
         return AffineVAEOutput(*(torch.cat(v) for v in zip(*outs)))
 
     def _find(self, x, budget):

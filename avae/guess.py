@@ -112,11 +112,11 @@ class Guess(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # poses (N, n, D), the best first, and the log of what each stands for (N, n)
         "The middles of the most probable Gaussians that are not close to a better one, and points around them."
         k = mixture.log_weight.shape[1]
-        rounds = -(-n//k) + 2
+        rounds = -(-n//k) + (2 if self.free > 1 else 0)  # along one line a search has its own way to look around
         weight = 0.5*_thinned(mixture, self.poses.periodic, self.cell)  # bold: other modes get a try
         share = (weight[:, :, None] - torch.arange(1., rounds + 1).log().to(weight)).flatten(1).log_softmax(1)
         log_q, which = share.topk(n, dim=1)
-        noise = _noise(rounds - 1, len(self.cell)).to(weight)
+        noise = _noise(rounds, len(self.cell)).to(weight)
         pick = lambda v: v.gather(1, (which//rounds)[..., None].expand(-1, -1, v.shape[-1]))
         u = pick(mixture.mean) + pick(mixture.width)*torch.cat([noise[:1]*0, noise])[which % rounds]
         return self.poses.from_unit(u), log_q
@@ -213,19 +213,21 @@ def _lessons(avae, images, pose, seed, device, held=0.1, dreams=10_000):
     learn, valid = split_valid(torch.arange(len(images)), max(10, round(held*len(images))), seed)
     def lesson(epoch, part):
         "The images themselves, in random order."
-        rows = valid if part != "learn" else learn[torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed + epoch))]
+        mixed = torch.randperm(len(learn), generator=torch.Generator().manual_seed(seed + epoch))
+        rows = valid if part != "learn" else learn[mixed]
         return images[rows], None if pose is None else pose[rows]
     return lesson, tuple(images.shape[1:])
 
 def _learn(avae, draw, shape, epochs, minutes, batch, lr, seed, settings):
     "The loop: random poses, cross-entropy of the bin and Gaussian within it; then calibration on what was held out."
-    device, window = next(avae.parameters()).device, None
+    device = next(avae.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         guess = Guess(avae.poses, shape[1:], shape[0], **settings).to(device)
     if (window := avae.window(torch.zeros(1, *shape, device=device))) is not None: guess.window.copy_(window)
     optimizer, start = torch.optim.AdamW(guess.parameters(), lr, weight_decay=0.01), time.monotonic()
     for epoch in tqdm(range(epochs), "guess", leave=False, disable=None):
+        if minutes and time.monotonic() - start > 60*minutes: break
         x, canonical = draw(epoch, "learn")
         target = avae.poses.sample(len(x), seed*100_003 + epoch + 1)
         for k, rows in enumerate(torch.arange(len(x)).split(batch)):
@@ -249,7 +251,9 @@ def _views(avae, x, target, canonical, rows, mode="bilinear"):
     device = next(avae.parameters()).device
     x, target = full_precision(x.to(device), avae), target.to(device)
     motion, background = avae.poses.mat(target, x.shape[-2:]), avae.background(x)
-    if canonical is not None: motion = motion @ torch.linalg.inv(avae.poses.mat(canonical[rows.to(canonical.device)].to(x), x.shape[-2:]))
+    if canonical is not None:
+        undo = avae.poses.mat(canonical[rows.to(canonical.device)].to(x), x.shape[-2:])
+        motion = motion @ torch.linalg.inv(undo)
     return warp(x, motion, background, mode).clamp(0, 1), background, target
 
 def _surprise(guess, raw, pose, share=0.3):

@@ -229,18 +229,19 @@ def multistart(
     line, guided, closing = _one_line(poses), log_q is not None, _closing(energy)
     least = closing + (2 if guided else 3 if line else 7)
     most = (budget or default_budget(poses)) - least
-    if guided: most = 1 + (round(0.2*most) if line else round(0.3*most))
+    if guided: most = min((most + 1)//2, 2 + most//4) if line else 1 + round(0.3*most)
     known = _candidates(poses, x, candidates, log_q, most)
     if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
     _enough(budget, least + (0 if guided else known.shape[1]))
-    search = (_guided_1d if guided else _search_1d) if line else _search_nd
-    return search(energy, poses, x, budget - closing, known, *(() if search is _guided_1d else (seed, guided)[:1 if line else 2]))
+    spend = budget - closing
+    if not line: return _search_nd(energy, poses, x, spend, known, seed, guided)
+    return (_guided_1d if guided else _search_1d)(energy, poses, x, spend, known)
 
 def default_budget(poses: PoseSpace) -> int:
     "Passes per image of a search that nobody has limited."
     return 26 if _one_line(poses) else 120
 
-def _search_1d(energy, poses, x, spend, known, seed):
+def _search_1d(energy, poses, x, spend, known):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
     periodic, skip = poses.periodic[0], int(_is_outside(poses))
     start = _grid(poses, max(3, round(0.5*(spend - known.shape[1]))))
@@ -253,14 +254,16 @@ def _search_1d(energy, poses, x, spend, known, seed):
     return best_of(tried, energies, tried.shape[1])
 
 def _guided_1d(energy, poses, x, spend, known):
-    "Spend so many passes on the likeliest poses, on a bracket around the best of them, and on parabolas."
-    skip, periodic = int(_is_outside(poses)), poses.periodic[0]
-    tried = torch.cat([poses.identity(len(x)).to(x)[:, None], known], 1)
-    energies = energy(x, tried)
+    """Spend so many passes on the likeliest poses, on a grid if there are more than a dozen, on a bracket around the
+    best, and on parabolas."""
+    skip, periodic, grid = int(_is_outside(poses)), poses.periodic[0], round(0.5*max(0, spend - 12))
+    start = _grid(poses, grid + 1) if grid > 2 else poses.identity()
+    tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
+    energies, looked = energy(x, tried), tried.shape[1]
     while (left := spend - tried.shape[1]) > 0:
-        if tried.shape[1] == 1 + known.shape[1] and left > 1:
-            best = _pick(energies[:, 1:], 1, known)
-            u = poses.to_unit(best) + _width(energy, best)*x.new_tensor([-1, 1])[:, None]
+        if tried.shape[1] == looked and left > 1:
+            best = _pick(energies[:, 1:], 1, tried[:, 1:])
+            u = poses.to_unit(best) + _width(energy, best, 1/60)*x.new_tensor([-1, 1])[:, None]
         else:
             k = min(max(1, round(0.3*left)), tried.shape[1] - skip)
             u = parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None]

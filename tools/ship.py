@@ -17,7 +17,7 @@ from avae.models import load_pretrained
 HELD = 5000  # of the 60,000 training digits, the last ones: for choices, never learned from
 GUESSES = {  # name: poses, do the upright digits lie as the VAE likes them best?, the network, what the model is told
     'mnist-l8-rotation': (dict(angle=180), 'search', dict(widths=(16, 32, 64)), dict(budget=12)),
-    'mnist-l8-affine': (dict(angle=180, scale=1.8, shear=0.5), 'upright', dict(widths=(24, 48, 96)), dict(budget=40, trust=5.0)),
+    'mnist-l8-affine': (dict(angle=180, scale=1.8, shear=0.5), 'upright', dict(widths=(24, 48, 96)), dict(budget=30, trust=2.0)),
 }
 
 def with_guess(name, epochs, device, folder):
