@@ -397,8 +397,9 @@ class VAE(nn.Module, Pretrained):
         "Encode, decode and score images; errors as `check_images` (the values are looked at in eval mode only)."
         x = check_images(x, self.channels, self.size, values=not (self.training or torch.compiler.is_compiling()))
         x = full_precision(x, self)
-        mu, logvar = self.encode(x, labels)
-        recon = self.decode(self.reparameterize(mu, logvar, noise), labels)
+        told = () if labels is None else (labels,)  # methods of a subclass may take none
+        mu, logvar = self.encode(x, *told)
+        recon = self.decode(self.reparameterize(mu, logvar, noise), *told)
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return VAEOutput(recon, nll + kl, nll, kl, mu, logvar)
 
@@ -409,8 +410,8 @@ class VAE(nn.Module, Pretrained):
     @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None = None) -> Tensor:  # n, (n,) -> (n, C, H, W) in [0, 1]
         "Images of n codes drawn from the prior, of these classes."
-        device = next(self.parameters()).device
-        with evaluating(self): return self.decode(self.prior.sample(n, self.latent, device=device), labels)
+        z = self.prior.sample(n, self.latent, device=next(self.parameters()).device)
+        with evaluating(self): return self.decode(z) if labels is None else self.decode(z, labels)
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, K)

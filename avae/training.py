@@ -53,7 +53,8 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(self, x, pose, noise, labels, weight, capacity):
-        out = self.model(x, noise, labels) if pose is None else self.model.explain(x, pose, noise=noise)
+        told = {} if labels is None else {"labels": labels}
+        out = self.model(x, noise, **told) if pose is None else self.model.explain(x, pose, noise=noise)
         return out.nll + weight*torch.where(capacity > 0, (out.kl - capacity).abs(), out.kl), out.loss
 
 # %% ../nbs/12_training.ipynb #e30013
