@@ -18,7 +18,7 @@ from .core import check_images, evaluating
 from .affine_vae import AffineVAE
 from .models import PaperLoss, StandardNormal, full_precision
 
-# %% ../nbs/08_inference.ipynb #66255840
+# %% ../nbs/08_inference.ipynb #1e7be711
 class Posterior(NamedTuple):
     "What N images say of their poses: M modes, and S poses that were drawn."
     pose: Tensor  # (N, M, D), the middle of each mode, the heaviest first
@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
         near = (_away(poses, poses.to_unit(self.draws)[:, :, None], equal[:, None]).abs() < within).all(-1).any(-1)
         return (self.log_weight.exp()*near).sum(1)
 
-# %% ../nbs/08_inference.ipynb #c60d58be
+# %% ../nbs/08_inference.ipynb #8d70790e
 @torch.no_grad()
 def posterior(
     avae: AffineVAE,
@@ -104,7 +104,7 @@ def _log_prior(avae, pose):
     anywhere = avae.pose_prior(avae.poses.sobol(4096).to(pose))
     return avae.pose_prior(pose) - anywhere.logsumexp(0) + math.log(4096)
 
-# %% ../nbs/08_inference.ipynb #18f724b4
+# %% ../nbs/08_inference.ipynb #5adadd53
 _RADIUS = 0.04  # of a valley, in the unit cube; of a full circle 14 degrees
 
 def _away(poses, a, b):
@@ -126,7 +126,7 @@ def _valleys(poses, found, modes, most=128):
 
 def _free(poses): return [i for i, d in enumerate(poses.discrete) if not d]
 
-# %% ../nbs/08_inference.ipynb #1c86b052
+# %% ../nbs/08_inference.ipynb #c33ae3a0
 def _parabola(energy, poses, x, u, h=0.01):
     "Energies (N, M), gradients (N, M, C) and curvatures (N, M, C, C) by differences, of the C continuous parameters."
     E = torch.eye(len(poses)).to(x)[_free(poses)]*h
@@ -153,7 +153,7 @@ def _laplace(energy, poses, x, u, h=0.01):
     heavier = (log_mass[:, None] > log_mass[:, :, None]) | (log_mass[:, None] == log_mass[:, :, None]) & (order < order[:, None])
     return middle, scale, torch.where((within & heavier).any(-1), -math.inf, log_mass), spent
 
-# %% ../nbs/08_inference.ipynb #e1cd545d
+# %% ../nbs/08_inference.ipynb #43376612
 def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.25):
     "Points (N, S, D) from all modes and from anywhere, and the log-density (N, S, M + 1) of each part of the mixture."
     (n, modes), free = middle.shape[:2], _free(poses)

@@ -364,17 +364,26 @@ class VAE(nn.Module, Pretrained):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels)
         if classes:
-            self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels + classes)[0], ARCHS[arch](latent + classes, self.size, channels)[1]
+            self.encoder, _ = ARCHS[arch](latent, self.size, channels + classes)
+            _, self.decoder = ARCHS[arch](latent + classes, self.size, channels)
         self.likelihood = likelihood or Bernoulli()
         self.prior = prior or getattr(self.likelihood, "prior", StandardNormal())
         self.to(memory_format=torch.channels_last)  # the order of weights in memory that is faster for convolutions
 
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:  # (N, C, H, W), (N,) -> mu, logvar (N, L)
+    def encode(
+        self,
+        x: Tensor,  # (N, C, H, W) in [0, 1]
+        labels: Tensor | None = None,  # (N,), as for `forward`
+    ) -> tuple[Tensor, Tensor]:  # mu, logvar (N, L)
         "The Gaussian of codes of each image."
         if self.classes: x = torch.cat([x, self._one_hot(labels, x)[..., None, None].expand(-1, -1, *x.shape[-2:])], 1)
         return self.encoder(x.to(precision(self))).to(x.dtype).chunk(2, dim=1)  # losses are never in half precision
 
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # (N, L), (N,) -> (N, C, H, W) in [0, 1]
+    def decode(
+        self,
+        z: Tensor,  # (N, L)
+        labels: Tensor | None = None,  # (N,), as for `forward`
+    ) -> Tensor:  # (N, C, H, W) in [0, 1]
         "The image of each code."
         if self.classes: z = torch.cat([z, self._one_hot(labels, z)], 1)
         return self.decoder(z.to(precision(self))).to(z.dtype)
