@@ -100,7 +100,7 @@ class KLSchedule(NamedTuple):
     capacity: float = 0.0  # nats towards which the KL is pulled in the end
 
     def at(self, epochs: float, of: int) -> tuple[float, float]:
-        "Weight and capacity after so many epochs; before them, as the first images are learned, the weight alone counts."
+        "Weight and capacity after so many epochs; before them, while the first images are learned, only the weight."
         if epochs < 0: return self.weight, 0.0
         return self.weight*min(1, epochs/max(self.warmup, 1e-9)), self.capacity*min(1, 2*epochs/of)
 
@@ -359,7 +359,8 @@ class VAE(nn.Module, Pretrained):
         super().__init__()
         if arch not in ARCHS: raise ValueError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
         if latent < 1 or channels < 1 or classes < 0:
-            raise ValueError(f"latent and channels must be at least 1, and classes at least 0, got {latent}, {channels} and {classes}")
+            raise ValueError(f"latent and channels must be at least 1, and classes at least 0, got {latent}, {channels} "
+                             f"and {classes}")
         self.latent, self.channels, self.arch, self.classes = latent, channels, arch, classes
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels)
@@ -425,7 +426,7 @@ class VAE(nn.Module, Pretrained):
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, K)
         "Log-probabilities of the classes, by the loss of each image under each of them. `ValueError` without classes."
-        if not self.classes: raise ValueError("there are no classes: the VAE must be made with classes=K, and trained on labels")
+        if not self.classes: raise ValueError("there are no classes: make the VAE with classes=K, and train it on labels")
         told = torch.arange(self.classes, device=x.device)
         with evaluating(self): losses = [self(x, labels=c.expand(len(x))).loss for c in told]
         return (-torch.stack(losses, 1)).log_softmax(1)
