@@ -235,8 +235,9 @@ def _train(o, run, resume):
     model, poses = _model(o, spaces)
     say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
                                f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
-    keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget search_every "
-            "search_warmup align fill interpolation mixed_precision compile device workers save_every").split()
+    keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget "
+            "search_every search_warmup align fill interpolation mixed_precision compile device workers "
+            "save_every").split()
     try:
         history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
                         report=say, extra={"options": options, "command": _command(options)},

@@ -133,12 +133,14 @@ def format_report(
         "", f"The AVAE wins back {report['closed']:.0%} of what the rotation costs the VAE.",
         f"Angle found: median error {report['angle_error_median']:.1f} degrees, "
         f"{report['angle_within_15']:.0%} within 15,",
-        "compared with where the upright twin is put (0, 1 and 8 modulo half a turn)."] + _leakage(report["pose_leakage"]))
+        "compared with where the upright twin is put (0, 1 and 8 modulo half a turn).",
+        *_leakage(report["pose_leakage"])])
 
 def _leakage(r):
     "One line, if it was measured."
-    return [] if r is None else [f"Told from the code, of the variance of the angle found: {max(r['linear'], r['neighbours'], 0):.0%} "
-                                 f"(chance: up to {max(r['chance'], 0):.0%})."]
+    if r is None: return []
+    told, chance = max(r["linear"], r["neighbours"], 0), max(r["chance"], 0)
+    return [f"Told from the code, of the variance of the angle found: {told:.0%} (chance: up to {chance:.0%})."]
 
 # %% ../nbs/13_evaluation.ipynb #a8eec8f7
 @torch.no_grad()

@@ -18,7 +18,7 @@ from .core import check_images, evaluating
 from .affine_vae import AffineVAE
 from .models import PaperLoss, StandardNormal, full_precision
 
-# %% ../nbs/08_inference.ipynb #66255840
+# %% ../nbs/08_inference.ipynb #1e7be711
 class Posterior(NamedTuple):
     "What N images say of their poses: M modes, and S poses that were drawn."
     pose: Tensor  # (N, M, D), the middle of each mode, the heaviest first
@@ -62,7 +62,7 @@ class Posterior(NamedTuple):
         near = (_away(poses, poses.to_unit(self.draws)[:, :, None], equal[:, None]).abs() < within).all(-1).any(-1)
         return (self.log_weight.exp()*near).sum(1)
 
-# %% ../nbs/08_inference.ipynb #c60d58be
+# %% ../nbs/08_inference.ipynb #8d70790e
 @torch.no_grad()
 def posterior(
     avae: AffineVAE,
@@ -75,7 +75,8 @@ def posterior(
     """All poses that explain each image, with their weights, under the loss at z = mu. `ValueError` for fewer than 16
     draws or one mode, without a parameter that is continuous, and if no loss is finite."""
     for name, v, least in (("draws", draws, 16), ("modes", modes, 1)):
-        if not isinstance(v, int) or v < least: raise ValueError(f"{name} must be a whole number, at least {least}, got {v}")
+        if not isinstance(v, int) or v < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}, got {v}")
     if all(avae.poses.discrete): raise ValueError(f"poses must have a parameter that is continuous, got {avae.poses}")
     x = full_precision(check_images(x, missing=True), avae)
     with evaluating(avae): parts = [_posterior(avae, b, budget, draws, modes, seed) for b in x.split(avae.chunk)]
@@ -83,7 +84,8 @@ def posterior(
 
 def _posterior(avae, x, budget, draws, modes, seed):
     poses, energy, found = avae.poses, avae.energy, avae.search(x, budget)
-    if not found.energy.isfinite().all(): raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")
+    if not found.energy.isfinite().all():
+        raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")
     middle, scale, log_mass, spent = _laplace(energy, poses, x, _valleys(poses, found, modes))
     u, log_q = _draw(poses, middle, scale, log_mass, draws, seed)
     pose, inside = poses.from_unit(u), ((u >= 0) & (u <= 1)).all(-1)
@@ -104,7 +106,7 @@ def _log_prior(avae, pose):
     anywhere = avae.pose_prior(avae.poses.sobol(4096).to(pose))
     return avae.pose_prior(pose) - anywhere.logsumexp(0) + math.log(4096)
 
-# %% ../nbs/08_inference.ipynb #18f724b4
+# %% ../nbs/08_inference.ipynb #5adadd53
 _RADIUS = 0.04  # of a valley, in the unit cube; of a full circle 14 degrees
 
 def _away(poses, a, b):
@@ -126,7 +128,7 @@ def _valleys(poses, found, modes, most=128):
 
 def _free(poses): return [i for i, d in enumerate(poses.discrete) if not d]
 
-# %% ../nbs/08_inference.ipynb #1c86b052
+# %% ../nbs/08_inference.ipynb #c33ae3a0
 def _parabola(energy, poses, x, u, h=0.01):
     "Energies (N, M), gradients (N, M, C) and curvatures (N, M, C, C) by differences, of the C continuous parameters."
     E = torch.eye(len(poses)).to(x)[_free(poses)]*h
@@ -139,7 +141,7 @@ def _parabola(energy, poses, x, u, h=0.01):
     return f[..., 0], (up - down)/(2*h), H/h**2, len(steps)*u.shape[1]
 
 def _laplace(energy, poses, x, u, h=0.01):
-    "Gaussians around valleys (N, M, D): middle, scale (N, M, C, C), log of their mass, minus infinity if seen twice; passes."
+    "Gaussians around valleys (N, M, D): middle, scale (N, M, C, C), log of the mass, minus infinity if seen twice; passes."
     u = torch.where(torch.tensor(poses.bounded, device=x.device), u.clamp(h, 1 - h), u)  # with room on both sides
     f, g, H, spent = _parabola(energy, poses, x, u, h)
     curve, axes = (v.to(u) for v in torch.linalg.eigh(H.nan_to_num(posinf=1e6, neginf=-1e6).cpu()))
@@ -150,10 +152,11 @@ def _laplace(energy, poses, x, u, h=0.01):
     scale = (1 + g.shape[-1]**-0.5)*axes/curve.sqrt()  # wider than the parabola, and the more so the fewer dimensions
     within = _away(poses, middle[:, :, None], middle[:, None]).norm(dim=-1) < _RADIUS
     order = torch.arange(u.shape[1], device=u.device)
-    heavier = (log_mass[:, None] > log_mass[:, :, None]) | (log_mass[:, None] == log_mass[:, :, None]) & (order < order[:, None])
+    mine, other = log_mass[:, :, None], log_mass[:, None]
+    heavier = (other > mine) | (other == mine) & (order < order[:, None])
     return middle, scale, torch.where((within & heavier).any(-1), -math.inf, log_mass), spent
 
-# %% ../nbs/08_inference.ipynb #e1cd545d
+# %% ../nbs/08_inference.ipynb #43376612
 def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.25):
     "Points (N, S, D) from all modes and from anywhere, and the log-density (N, S, M + 1) of each part of the mixture."
     (n, modes), free = middle.shape[:2], _free(poses)
@@ -178,7 +181,7 @@ def _noise(samples, size, seed):
     return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).float()
 
 def _log_density(poses, u, middle, scale):
-    "The log-density (N, S, M) of points (N, S, D) under the Gaussian of each mode, which has one value of what is discrete."
+    "The log-density (N, S, M) of points (N, S, D) under the Gaussian of each mode, for one value of what is discrete."
     away, discrete = _away(poses, u[:, :, None], middle[:, None]), list(poses.discrete)
     away, same = away[..., _free(poses)], (away[..., discrete].abs() < 0.25).all(-1)
     spread = scale.square().sum(-2)[:, None]  # the columns of a scale are its axes, at right angles

@@ -181,18 +181,19 @@ def pose_leakage(
     some = torch.randperm(len(mu), generator=g)[:2000]
     z, y = (v.detach().cpu()[some].double() for v in (mu, pose))
     z, y = (z - z.mean(0))/z.std(0).clamp_min(1e-9), _as_complex(poses, y)
-    y = torch.cat([y, *(y[torch.randperm(len(y), generator=g)] for _ in range(shuffles))], 1)  # columns: truth, then chance
-    linear, near, ones = torch.zeros_like(y), torch.zeros_like(y), torch.cat([z, torch.ones_like(z[:, :1])], 1).to(y.dtype)
+    y = torch.cat([y, *(y[torch.randperm(len(y), generator=g)] for _ in range(shuffles))], 1)  # truth, then chance
+    linear, near = torch.zeros_like(y), torch.zeros_like(y)
+    ones = torch.cat([z, torch.ones_like(z[:, :1])], 1).to(y.dtype)
     for test in torch.arange(len(z)).remainder(folds)[None] == torch.arange(folds)[:, None]:
         linear[test] = ones[test] @ torch.linalg.lstsq(ones[~test], y[~test]).solution
         near[test] = y[~test][torch.cdist(z[test], z[~test]).topk(neighbours, largest=False).indices].mean(1)
     spread = (y - y.mean(0)).abs().square().sum(0)
-    told = lambda guess: torch.where(spread > 1e-9, 1 - (y - guess).abs().square().sum(0)/spread, 0).view(1 + shuffles, -1).amax(1)
-    both = torch.stack([told(linear), told(near)])
+    told = lambda guess: torch.where(spread > 1e-9, 1 - (y - guess).abs().square().sum(0)/spread, 0)
+    both = torch.stack([told(linear), told(near)]).view(2, 1 + shuffles, -1).amax(2)
     return {"linear": both[0, 0].item(), "neighbours": both[1, 0].item(), "chance": both[:, 1:].max().item()}
 
 def _as_complex(poses, pose):
-    "Columns (N, K) of complex numbers: of what is periodic its direction and twice that, all else as it lies in its range."
+    "Columns (N, K) of complex numbers: of what is periodic its direction, once and doubled; all else as it lies in its range."
     u = torch.complex(poses.to_unit(pose), torch.zeros_like(pose))
     around = torch.tensor(poses.periodic)
     return torch.cat([u[:, ~around], *((2j*math.pi*k*u[:, around]).exp() for k in (1, 2))], 1)

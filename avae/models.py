@@ -101,7 +101,7 @@ class KLSchedule(NamedTuple):
     capacity: float = 0.0  # nats towards which the KL is pulled in the end
 
     def at(self, epochs: float, of: int) -> tuple[float, float]:
-        "Weight and capacity after so many epochs; before them, as the first images are learned, the weight alone counts."
+        "Weight and capacity after so many epochs; before them, while the first images are learned, only the weight."
         if epochs < 0: return self.weight, 0.0
         return self.weight*min(1, epochs/max(self.warmup, 1e-9)), self.capacity*min(1, 2*epochs/of)
 
@@ -371,22 +371,32 @@ class VAE(nn.Module, Pretrained):
         super().__init__()
         if arch not in ARCHS: raise ValueError(f"arch must be one of {', '.join(ARCHS)}, got {arch!r}")
         if latent < 1 or channels < 1 or classes < 0:
-            raise ValueError(f"latent and channels must be at least 1, and classes at least 0, got {latent}, {channels} and {classes}")
+            raise ValueError(f"latent and channels must be at least 1, and classes at least 0, got {latent}, {channels} "
+                             f"and {classes}")
         self.latent, self.channels, self.arch, self.classes = latent, channels, arch, classes
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels)
         if classes:
-            self.encoder, self.decoder = ARCHS[arch](latent, self.size, channels + classes)[0], ARCHS[arch](latent + classes, self.size, channels)[1]
+            self.encoder, _ = ARCHS[arch](latent, self.size, channels + classes)
+            _, self.decoder = ARCHS[arch](latent + classes, self.size, channels)
         self.likelihood = likelihood or Bernoulli()
         self.prior = prior or getattr(self.likelihood, "prior", StandardNormal())
         self.to(memory_format=torch.channels_last)  # the order of weights in memory that is faster for convolutions
 
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:  # (N, C, H, W), (N,) -> mu, logvar (N, L)
+    def encode(
+        self,
+        x: Tensor,  # (N, C, H, W) in [0, 1]
+        labels: Tensor | None = None,  # (N,), as for `forward`
+    ) -> tuple[Tensor, Tensor]:  # mu, logvar (N, L)
         "The Gaussian of codes of each image."
         if self.classes: x = torch.cat([x, self._one_hot(labels, x)[..., None, None].expand(-1, -1, *x.shape[-2:])], 1)
         return self.encoder(x.to(precision(self))).to(x.dtype).chunk(2, dim=1)  # losses are never in half precision
 
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:  # (N, L), (N,) -> (N, C, H, W) in [0, 1]
+    def decode(
+        self,
+        z: Tensor,  # (N, L)
+        labels: Tensor | None = None,  # (N,), as for `forward`
+    ) -> Tensor:  # (N, C, H, W) in [0, 1]
         "The image of each code."
         if self.classes: z = torch.cat([z, self._one_hot(labels, z)], 1)
         return self.decoder(z.to(precision(self))).to(z.dtype)
@@ -409,8 +419,9 @@ class VAE(nn.Module, Pretrained):
         "Encode, decode and score images; errors as `check_images` (the values are looked at in eval mode only)."
         x = check_images(x, self.channels, self.size, values=not (self.training or torch.compiler.is_compiling()))
         x = full_precision(x, self)
-        mu, logvar = self.encode(x, labels)
-        recon = self.decode(self.reparameterize(mu, logvar, noise), labels)
+        told = () if labels is None else (labels,)  # methods of a subclass may take none
+        mu, logvar = self.encode(x, *told)
+        recon = self.decode(self.reparameterize(mu, logvar, noise), *told)
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
         return VAEOutput(recon, nll + kl, nll, kl, mu, logvar)
 
@@ -421,13 +432,13 @@ class VAE(nn.Module, Pretrained):
     @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None = None) -> Tensor:  # n, (n,) -> (n, C, H, W) in [0, 1]
         "Images of n codes drawn from the prior, of these classes."
-        device = next(self.parameters()).device
-        with evaluating(self): return self.decode(self.prior.sample(n, self.latent, device=device), labels)
+        z = self.prior.sample(n, self.latent, device=next(self.parameters()).device)
+        with evaluating(self): return self.decode(z) if labels is None else self.decode(z, labels)
 
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, K)
         "Log-probabilities of the classes, by the loss of each image under each of them. `ValueError` without classes."
-        if not self.classes: raise ValueError("there are no classes: the VAE must be made with classes=K, and trained on labels")
+        if not self.classes: raise ValueError("there are no classes: make the VAE with classes=K, and train it on labels")
         told = torch.arange(self.classes, device=x.device)
         with evaluating(self): losses = [self(x, labels=c.expand(len(x))).loss for c in told]
         return (-torch.stack(losses, 1)).log_softmax(1)

@@ -81,11 +81,12 @@ def plot_manifold(
     z[..., latents[0]], z[..., latents[1]] = at, at.flip(0)[:, None]
     with evaluating(vae): images = vae.decode(z.flatten(0, 1).to(next(vae.parameters()).device)).cpu()
     (c, h, w), marks = images.shape[1:], range(0, n, max(1, n//4))
+    words = [f"{at[i]:.1f}" for i in marks]
     sheet = images.view(n, n, c, h, w).permute(0, 3, 1, 4, 2).reshape(n*h, n*w, c)
     fig, ax = plt.subplots(figsize=(6, 6*h/w), layout="constrained")
     ax.imshow(sheet.squeeze(-1), cmap="gray", vmin=0, vmax=1)
-    ax.set(xticks=[w*(i + 0.5) for i in marks], xticklabels=[f"{at[i]:.1f}" for i in marks], xlabel=f"latent {latents[0]}",
-           yticks=[h*(n - i - 0.5) for i in marks], yticklabels=[f"{at[i]:.1f}" for i in marks], ylabel=f"latent {latents[1]}")
+    ax.set(xticks=[w*(i + 0.5) for i in marks], xticklabels=words, xlabel=f"latent {latents[0]}",
+           yticks=[h*(n - i - 0.5) for i in marks], yticklabels=words, ylabel=f"latent {latents[1]}")
     ax.spines[:].set_visible(False)
     return fig
 

@@ -20,8 +20,8 @@ from .affine import MODES, PoseSpace, along_border, estimate_background, flat_fi
 from .affine_vae import AffineVAE
 from .core import evaluating
 from .data import Images, Indexed, batches, intensity_of, labels_of
-from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, candidates, centred, pose_histograms, pose_leakage,
-                         pose_report, pose_warning, tally)
+from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, candidates, centred, pose_histograms,
+                         pose_leakage, pose_report, pose_warning, tally)
 from .models import VAE, KLSchedule, name_of
 from .optimizers import default_budget, multistart
 from .processes import PRECISIONS, Processes, SyncBatchNorm2d, decayed, generator, smallest_batch
@@ -53,7 +53,8 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(self, x, pose, noise, labels, weight, capacity):
-        out = self.model(x, noise, labels) if pose is None else self.model.explain(x, pose, noise=noise)
+        told = {} if labels is None else {"labels": labels}
+        out = self.model(x, noise, **told) if pose is None else self.model.explain(x, pose, noise=noise)
         return out.nll + weight*torch.where(capacity > 0, (out.kl - capacity).abs(), out.kl), out.loss
 
 # %% ../nbs/12_training.ipynb #e30013
@@ -95,13 +96,12 @@ class _Trainer:
         expect += (self.affine,)  # which knows what to do with pixels that are NaN
         self.data, self.valid = Indexed(data, *expect), None if valid is None else Indexed(valid, *expect)
         self.labels = labels_of(data)
-        self.told = self.labels if self._learns_classes() else None
+        self.told = self._classes()
         if self.affine and model.intensity is None: model.intensity = intensity_of(data)
         self._look_at_data()
         self.memory = PoseMemory(len(self.data), model.poses, self.size) if self.affine else None
         whole = default_budget(model.poses) if self.affine else 0
         self.schedule = SearchSchedule(options.search_every, options.search_warmup, options.search_budget, whole)
-        self.kl = KLSchedule(options.kl_weight, options.kl_warmup, options.capacity)
         self.optimizer = torch.optim.AdamW(decayed(model, options.weight_decay), options.lr)
         self.loss = processes.wrap(torch.compile(_Loss(model), dynamic=True) if options.compile else _Loss(model))
         self.epoch, self.step, self.seconds, self.history, self.pose_log, self.best = 1, 0, 0.0, [], [], None
@@ -110,13 +110,13 @@ class _Trainer:
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # for sums over a billion images, too
         self.sums = torch.zeros(7 + 2*len(model.poses if self.affine else ()), dtype=exact, device=self.device)  # loss, passes, tally
 
-    def _learns_classes(self):
-        "Are networks told the labels? One sentence if they cannot be."
-        if not (k := getattr(self.vae, "classes", 0)): return False
-        if self.affine: raise ValueError("an AffineVAE learns without labels, but its VAE has classes: train that alone, or without them")
+    def _classes(self):
+        "Labels that networks are told, if they are made for it; one sentence if that cannot be."
+        if not (k := getattr(self.vae, "classes", 0)): return None
+        if self.affine: raise ValueError("an AffineVAE learns without labels: train its VAE alone, or without classes")
         if (y := self.labels) is None or y.is_floating_point() or not ((y >= -1) & (y < k)).all():
             raise ValueError(f"data must have labels from 0 to {k - 1}, or -1 where none is known, for classes={k}")
-        return True
+        return y
 
     def _look_at_data(self):
         "Some images: their size, what is wrong with them, how the model takes them."
@@ -171,17 +171,18 @@ class _Trainer:
         options, g = self.options, generator(self.options.seed, self.epoch, self.step)
         u = torch.rand(n, len(self.augment), generator=g) if self.augment else torch.empty(n, 0)
         noise = torch.randn(n, self.latent, generator=g)
-        labels = self.told[idx].to(self.device).where(self.mine(torch.rand(n, generator=g)) > 0.2, -1) if self.told is not None else None
+        labels = None if self.told is None else self.told[idx].to(self.device)
+        if labels is not None: labels = labels.where(self.mine(torch.rand(n, generator=g)) > 0.2, -1)  # a fifth unknown
         torch.manual_seed(g.initial_seed() + self.share)  # for dropout, if somebody's model has any
         x, applied = self.view(x, self.mine(u))
         pose = self.find_poses(idx, x, applied) if self.affine else None
         done = self.epoch - 1 + (self.step + 0.5)/self.steps if self.epoch else -1  # epochs
-        kl = torch.tensor(self.kl.at(done, options.epochs), device=self.device)
-        with self.processes.autocast(): learned, losses = (v.float() for v in self.loss(x, pose, self.mine(noise), labels, *kl))
+        kl = KLSchedule(options.kl_weight, options.kl_warmup, options.capacity).at(done, options.epochs)
+        with self.processes.autocast(): learned, losses = self.loss(x, pose, self.mine(noise), labels, *x.new_tensor(kl))
         rate = options.lr*(SCHEDULES[options.schedule](min(done/options.epochs, 1)) if self.epoch else 0.5)
         for group in self.optimizer.param_groups: group["lr"] = rate
-        self.processes.step(learned.sum()*(self.shares/n), self.optimizer, options.clip)  # averaged over processes
-        return losses.detach().sum()
+        self.processes.step(learned.float().sum()*(self.shares/n), self.optimizer, options.clip)  # averaged over processes
+        return losses.detach().float().sum()
 
     def mine(self, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
         return v.tensor_split(self.shares)[self.share].to(self.device)
@@ -260,7 +261,7 @@ class _Trainer:
         if not self.valid: return math.nan
         chunks = list(torch.arange(len(self.valid)).split(256))[self.processes.rank::self.processes.count]
         total = torch.zeros((), device=self.device)
-        self.seen = torch.zeros(len(self.valid), self.latent + len(self.model.poses) if self.affine else 0, device=self.device)
+        if self.affine: self.seen = torch.zeros(len(self.valid), self.latent + len(self.model.poses), device=self.device)
         with evaluating(self.model):
             for idx, x in batches(self.valid, [c.tolist() for c in chunks], self.workers, self.device):
                 u = torch.rand(len(x), len(self.augment or ()), generator=generator(self.options.seed, 0, idx[0].item()))
@@ -317,7 +318,7 @@ class _Trainer:
 # %% ../nbs/12_training.ipynb #e30017
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised before each step
-    data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels are for a VAE with `classes`, and for histograms
+    data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels are for classes and histograms
     valid: Tensor | Images | Dataset | None = None,  # the weights that score best on them are kept
     augment: PoseSpace | None = None,  # show each image in a random pose of this space, another one in every epoch
     run: str | Path | None = None,  # folder for the record of the run and its checkpoints; nothing is written if None
@@ -357,8 +358,7 @@ def train(
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    kl_weight=kl_weight, kl_warmup=kl_warmup, capacity=capacity, patience=patience, seed=seed,
                    search_budget=search_budget, search_every=search_every, search_warmup=search_warmup, align=align,
-                   fill=fill, interpolation=interpolation,
-                   mixed_precision=mixed_precision, compile=compile)
+                   fill=fill, interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
     _check_options(model, augment, valid, save_every, extra or {}, **options)
     if resume and run is None: raise ValueError("resume needs the folder of a run")
     processes = Processes(device, mixed_precision)
@@ -411,8 +411,8 @@ def _bar(trainer):
                 disable=None if trainer.processes.main else True)
 
 # %% ../nbs/12_training.ipynb #e30018
-WHOLE = dict(epochs=1, batch_size=1, search_every=1, search_budget=1, search_warmup=0, kl_warmup=0, align=0, seed=0, patience=1,
-             save_every=1)  # options that are whole numbers, and the least that each may be
+WHOLE = dict(epochs=1, batch_size=1, search_every=1, search_budget=1, search_warmup=0, kl_warmup=0, align=0, seed=0,
+             patience=1, save_every=1)  # options that are whole numbers, and the least that each may be
 OURS = ("train", "versions", "processes", "device", "epoch", "valid")  # entries that `extra` must leave alone
 
 def _check_options(model, augment, valid, save_every, extra, **options):
