@@ -178,7 +178,7 @@ class Stream(Dataset):
         except ValueError as e: return (0, 0), None, str(e)
         return tuple(x.shape[-2:]), on_canvas(x, self.size, self.fill), None
 
-# %% ../nbs/18_canonicalize.ipynb #5b10db60
+# %% ../nbs/18_canonicalize.ipynb #11008e92
 def schema_of(model: AffineVAE, latent: int):  # -> pyarrow schema
     "Columns of the table."
     import pyarrow as pa
@@ -219,7 +219,6 @@ def write_picture(
     out: Path,  # name of the canonical picture, without the suffix
     mat: Tensor,  # (3, 3) of `pixel_mat`
     fill: float | None = None,  # background as light in [0, 1]; estimated from the picture if None
-    round_mask: bool = True,  # as for `page_background`
     intensity=None,  # `Intensity`, what light is in numbers of the file; needed for `fill`
     **how,  # `channels`, `channel` and `project`, as in `read_page`
 ) -> Path:
@@ -228,7 +227,7 @@ def write_picture(
     flat = channel is not None or "C" in header.axes  # one channel is wanted, or each is a page of its own
     found = read_page(file, page, **how | {"channels": how["channels"] if flat else 3})
     if header.samples < 3 and (found.values[..., :1] == found.values).all(): found = found._replace(values=found.values[..., :1])
-    back = page_background(found, round_mask)
+    back = page_background(found)
     if fill is not None:
         low, high = intensity._range(found)
         back = torch.full_like(back, low + fill*(high - low))
@@ -305,7 +304,7 @@ class Shards:
             for path in self.paths(k): path.unlink(missing_ok=True)
             raise ValueError(f"{self.paths(k)[0]} was damaged and is gone: the same command makes it again") from e
 
-# %% ../nbs/18_canonicalize.ipynb #98e767f5
+# %% ../nbs/18_canonicalize.ipynb #975e05e2
 class Canonicalization:
     "A model, a plan and a folder of results: shards can be worked on, here or in other processes."
 
@@ -346,8 +345,7 @@ class Canonicalization:
 
     def _write_pictures(self, pool, loaded, table, written, some=16, most=64):
         "Hand pictures over, some at a time; no more than some hundreds wait."
-        write = partial(write_pictures, fill=_one_number(self.model.fill), round_mask=self.model.frame == "disc",
-                        intensity=self.stream.intensity, **self.stream.how)
+        write = partial(write_pictures, fill=_one_number(self.model.fill), intensity=self.stream.intensity, **self.stream.how)
         mat, jobs = np.stack([table[k].to_numpy() for k in MAT], 1), []
         for i, (name, page, several, error) in enumerate(zip(loaded.names, loaded.pages, loaded.several, loaded.errors)):
             out = self.out/"images"/os.fsdecode(name)
@@ -545,7 +543,7 @@ def in_words(
     if done.table is None: return "\n".join([*lines, "other processes are at work on them still"])
     return "\n".join([*lines, f"table: {done.table}, and the same as CSV", f"{done.seconds:,.0f} seconds"])
 
-# %% ../nbs/18_canonicalize.ipynb #fde256d3
+# %% ../nbs/18_canonicalize.ipynb #490d89a7
 def run_on_ray(
     job: Canonicalization,
     todo: list[int],  # shards
@@ -557,7 +555,7 @@ def run_on_ray(
     import ray
     from ray.util import ActorPool
     try: started = not ray.is_initialized() and ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as e: raise ValueError(f"Ray cannot be reached ({str(e).splitlines()[0]})") from e
+    except Exception as e: raise ValueError(f"Ray cannot be started or reached ({str(e).splitlines()[0]})") from e
     kind = "GPU" if torch.device(job.device).type == "cuda" else "CPU"
     actors = min(len(todo), actors or max(1, int(ray.cluster_resources().get(kind, 1))))
     if kind == "GPU": job.device = "cuda"  # each actor sees but its own
