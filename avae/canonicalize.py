@@ -383,7 +383,7 @@ def _one_number(fill):
     "A background that is one number, or None."
     return None if fill is None or torch.as_tensor(fill).numel() > 1 else float(torch.as_tensor(fill))
 
-# %% ../nbs/18_canonicalize.ipynb #ff51ecc4
+# %% ../nbs/18_canonicalize.ipynb #b9afe546
 class Canonicalized(NamedTuple):
     "What came out."
     images: int  # of the whole set
@@ -430,7 +430,7 @@ def canonicalize(
         bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
         with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
             run_on_ray(job, todo, bar.update) if executor == "ray" else job.run(todo, bar.update)
-        return _merge(out, shards, time.perf_counter() - start)
+        return _merge(out, shards, bool(todo), start)
 
 # %% ../nbs/18_canonicalize.ipynb #fda9a062
 def as_affine(
@@ -483,7 +483,7 @@ def _sweep(out):
         for f in files:
             if f.startswith(".tmp-"): os.unlink(os.path.join(folder, f))
 
-# %% ../nbs/18_canonicalize.ipynb #71b6b7be
+# %% ../nbs/18_canonicalize.ipynb #2fd6a9af
 def _begin(out, model, listed, shard, pictures, how):
     "Plan and settings: the first process makes them, all others check that they want the same."
     root, names, wanted = listed
@@ -518,13 +518,15 @@ def _some_pages(plan, how, most=256):
         try: yield read_page(plan.file(name), page, **how)
         except ValueError: pass
 
-def _merge(out, shards, seconds, most=10_000_000):
+def _merge(out, shards, fresh, start, most=10_000_000):
     "One table of all shards, when they are there; with more images than that, the shards are the table."
     import pyarrow as pa
     from pyarrow import csv, parquet
     stats = [shards.stats(k) for k in range(len(shards))]
     errors, path = sum(s["errors"] for s in stats if s), out/"table.parquet"
-    if not all(stats) or shards.images > most: return Canonicalized(shards.images, errors, seconds, None)
+    done = lambda path: Canonicalized(shards.images, errors, time.perf_counter() - start, path)
+    if not all(stats) or shards.images > most: return done(None)
+    if path.exists() and not fresh: return done(path)
     with FileLock(out/".plan.lock"), atomic_write(path) as tmp, atomic_write(out/"table.csv") as text:
         schema = parquet.read_schema(shards.paths(0)[0])
         with parquet.ParquetWriter(tmp, schema) as binary, csv.CSVWriter(str(text), schema) as words:
@@ -532,7 +534,7 @@ def _merge(out, shards, seconds, most=10_000_000):
                 table = shards.read(k)
                 binary.write_table(table)
                 words.write_table(table)
-    return Canonicalized(shards.images, errors, seconds, path)
+    return done(path)
 
 # %% ../nbs/18_canonicalize.ipynb #f55fca4d
 def in_words(

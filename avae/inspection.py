@@ -90,7 +90,7 @@ def _side_that_fits(headers):
     longer = sorted(max(h.height, h.width) for h in headers)[len(headers)//2]
     return 64 if longer > 80 else min(40, max(16, -(-longer//8)*8))
 
-# %% ../nbs/18_inspection.ipynb #84c53004
+# %% ../nbs/18_inspection.ipynb #47490130
 def in_words(
     found: Findings,
 ) -> str:  # lines
@@ -130,8 +130,11 @@ def contact_sheet(
     most: int = 48,  # pictures
 ):
     "Draw some of the pictures, with their names. `OSError` if the file cannot be written."
+    import matplotlib.pyplot as plt
     check_writable(path)
     n = len(found.images)
     at = [i*n//most for i in range(most)] if n > most else range(n)
     short = lambda name: printable(name if len(name) < 16 else f"{name[:6]}…{name[-8:]}")
-    save_figure(show_images(found.images[list(at)], [short(found.names[i]) for i in at], cols=8, scale=1.2), Path(path))
+    fig = show_images(found.images[list(at)], [short(found.names[i]) for i in at], cols=8, scale=1.2)
+    save_figure(fig, Path(path))
+    plt.close(fig)
