@@ -66,7 +66,7 @@ def explain_images(
     columns |= {f"mu_{i}": v for i, v in enumerate(out.mu.unbind(1))}
     return {k: v.cpu().numpy() for k, v in columns.items()}
 
-# %% ../nbs/18_canonicalize.ipynb #5bdb5f6e
+# %% ../nbs/18_canonicalize.ipynb #bf5fa3b4
 class Plan:
     "The pictures to work on, from 0 to `count`."
 
@@ -138,7 +138,8 @@ def make_plan(
         return [(names[k], p, 1, pages > 1) for p in wanted[k]]
     parts = [range(i, min(i + 1024, len(names))) for i in range(0, len(names), 1024)]
     bar = dict(desc="looking into files", leave=False, unit_scale=1024, disable=True if len(names) < 5_000 else None)
-    with atomic_write(path) as tmp, ThreadPoolExecutor(8) as pool, pa.OSFile(str(tmp), "wb") as f, pa.ipc.new_file(f, schema) as out:
+    with (atomic_write(path) as tmp, ThreadPoolExecutor(8) as pool, pa.OSFile(str(tmp), "wb") as f,
+          pa.ipc.new_file(f, schema) as out):
         for found in tqdm(pool.map(lambda part: [r for k in part for r in rows(k)], parts), total=len(parts), **bar):
             out.write(pa.record_batch([pa.array(c, t) for c, t in zip(zip(*found), schema.types)], schema=schema))
     return Plan(path, root)
@@ -178,12 +179,13 @@ class Stream(Dataset):
         except ValueError as e: return (0, 0), None, str(e)
         return tuple(x.shape[-2:]), on_canvas(x, self.size, self.fill), None
 
-# %% ../nbs/18_canonicalize.ipynb #11008e92
+# %% ../nbs/18_canonicalize.ipynb #f863416f
 def schema_of(model: AffineVAE, latent: int):  # -> pyarrow schema
     "Columns of the table."
     import pyarrow as pa
     words = {k: pa.string() for k in ("file", "status", "error", "image")}
-    numbers = {k: pa.int32() for k in ("page", "width", "height", "passes")} | {"moved": pa.bool_()} | {k: pa.float64() for k in MAT}
+    numbers = {k: pa.int32() for k in ("page", "width", "height", "passes")} | {"moved": pa.bool_()}
+    numbers |= {k: pa.float64() for k in MAT}
     poses = model.poses.names
     order = ("file", "page", "status", "error", "width", "height", "image", *poses, *MAT, "loss", "nll", "kl", "loss_identity",
              *(f"second_{k}" for k in poses), "second_gap", "moved", "passes", *(f"mu_{i}" for i in range(latent)))
@@ -226,7 +228,8 @@ def write_picture(
     header, channel = read_header(file, **how), how.get("channel")
     flat = channel is not None or "C" in header.axes  # one channel is wanted, or each is a page of its own
     found = read_page(file, page, **how | {"channels": how["channels"] if flat else 3})
-    if header.samples < 3 and (found.values[..., :1] == found.values).all(): found = found._replace(values=found.values[..., :1])
+    one = found.values[..., :1]
+    if header.samples < 3 and (one == found.values).all(): found = found._replace(values=one)
     back = page_background(found)
     if fill is not None:
         low, high = intensity._range(found)
@@ -304,7 +307,7 @@ class Shards:
             for path in self.paths(k): path.unlink(missing_ok=True)
             raise ValueError(f"{self.paths(k)[0]} was damaged and is gone: the same command makes it again") from e
 
-# %% ../nbs/18_canonicalize.ipynb #975e05e2
+# %% ../nbs/18_canonicalize.ipynb #d0a24b62
 class Canonicalization:
     "A model, a plan and a folder of results: shards can be worked on, here or in other processes."
 
@@ -321,8 +324,8 @@ class Canonicalization:
     ):
         self.model, self.stream, self.shards, self.out = model.eval(), stream, shards, out
         self.pictures, self.batch, self.workers, self.device = pictures, batch, workers, device
-        with torch.no_grad(): latent = model.vae.encode(torch.zeros(2, stream.how["channels"], stream.size, stream.size))[0].shape[1]
-        self.schema = schema_of(model, latent)
+        dark = torch.zeros(2, stream.how["channels"], stream.size, stream.size)
+        with torch.no_grad(): self.schema = schema_of(model, model.vae.encode(dark)[0].shape[1])
 
     def run(
         self,
@@ -336,7 +339,8 @@ class Canonicalization:
         tables, written, ends, start = [], [], {self.shards.numbers(k)[-1]: k for k in todo}, time.perf_counter()
         with _writers(self.workers if self.pictures else 0) as pool:
             for loaded, x in batches(self.stream, numbers, self.workers, self.device):
-                tables.append(table_of(loaded, explain_images(self.model, x) if len(x) else {}, self.stream.size, self.schema))
+                said = explain_images(self.model, x) if len(x) else {}
+                tables.append(table_of(loaded, said, self.stream.size, self.schema))
                 if self.pictures: self._write_pictures(pool, loaded, tables[-1], written)
                 if (k := ends.get(loaded.numbers[-1])) is not None:
                     self._finish(k, pa.concat_tables(tables), written, time.perf_counter() - start)
@@ -363,7 +367,8 @@ class Canonicalization:
             for row, (path, error) in zip(rows, work.result()):
                 columns["image"][row] = path and printable(path.relative_to(self.out).as_posix())
                 columns["error"][row] = error
-        for name, v in columns.items(): table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
+        for name, v in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
         bad, loss = table["status"].to_pylist().count("error"), table["loss"].drop_null().to_numpy()
         self.shards.write(k, table, errors=bad, passes=sum(table["passes"].drop_null().to_pylist()),
                           loss=float(loss.mean()) if len(loss) else None, seconds=round(seconds, 2))
@@ -483,7 +488,7 @@ def _sweep(out):
         for f in files:
             if f.startswith(".tmp-"): os.unlink(os.path.join(folder, f))
 
-# %% ../nbs/18_canonicalize.ipynb #2fd6a9af
+# %% ../nbs/18_canonicalize.ipynb #94d5f20e
 def _begin(out, model, listed, shard, pictures, how):
     "Plan and settings: the first process makes them, all others check that they want the same."
     root, names, wanted = listed
@@ -492,7 +497,8 @@ def _begin(out, model, listed, shard, pictures, how):
         path, arrow = out/"manifest.json", out/"files.arrow"
         config = {k: v for k, v in model.config().items() if k not in ("intensity", "chunk")}
         print_of = hashlib.sha256(repr((names, wanted)).encode()).hexdigest()[:16]
-        asked = {"weights": fingerprint_of(model), "model": config, "pictures": pictures, "files": how, "fingerprint": print_of}
+        asked = {"weights": fingerprint_of(model), "model": config, "pictures": pictures, "files": how,
+                 "fingerprint": print_of}
         asked = json.loads(json.dumps(asked, default=str))
         if not path.exists():
             plan = make_plan(arrow, root, names, wanted, **how)

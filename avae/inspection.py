@@ -17,7 +17,7 @@ from .data import on_canvas
 from .formats import Intensity, find_files, measure_intensity, printable, read_headers, read_image, read_page
 from .plots import save_figure
 
-# %% ../nbs/18_inspection.ipynb #b92ca4b5
+# %% ../nbs/18_inspection.ipynb #b6fbcba9
 class Findings(NamedTuple):
     "What is in a folder."
     folder: Path
@@ -59,8 +59,8 @@ def inspect_folder(
     above = ((x - back[..., None, None])*round_mask).mean()
     kinds = [Counter(v) for v in (((h.height, h.width) for _, h in good), (h.number for _, h in good),
                                   (h.axes for _, h in good if h.pages > 1))]
-    return Findings(root, len(files), len(items), [(printable(f.relative_to(root) if root.is_dir() else f.name), e) for f, e in dict(bad).items()],
-                    *map(dict, kinds), coloured, intensity, [f.name for f, _ in found], x, back.mean(1), bool(above > 0),
+    named = [(printable(f.relative_to(root) if root.is_dir() else f.name), e) for f, e in dict(bad).items()]
+    return Findings(root, len(files), len(items), named, *map(dict, kinds), coloured, intensity, [f.name for f, _ in found], x, back.mean(1), bool(above > 0),
                     _what_stands(x) if len(x) >= 50 else None, side)
 
 def _what_stands(x):

@@ -114,7 +114,7 @@ def _write_tiff(path, values, grey, alpha):
         imwrite(f, values, photometric="minisblack" if grey else "rgb", compression="zlib", metadata=None,
                 extrasamples=["unassalpha"] if alpha else None)
 
-# %% ../nbs/17_originals.ipynb #b26a9c5e
+# %% ../nbs/17_originals.ipynb #d13586d6
 MAT = tuple(f"mat_{i}{j}" for i in range(2) for j in range(3))  # columns of a table, row by row
 
 def mats(
@@ -142,7 +142,8 @@ def transform_boxes(
     "The corners of boxes, which are turned with the picture. `ValueError` for other shapes."
     corners = torch.as_tensor(boxes).double()
     if corners.shape[-1] == 4: corners = corners[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2))
-    if corners.shape[-2:] != (4, 2): raise ValueError(f"boxes must have the shape (P, 4) or (P, 4, 2), got {tuple(corners.shape)}")
+    if corners.shape[-2:] != (4, 2):
+        raise ValueError(f"boxes must have the shape (P, 4) or (P, 4, 2), got {tuple(corners.shape)}")
     return transform_points(corners.flatten(-3, -2), mat, back).unflatten(-2, (-1, 4))
 
 def enclosing(
