@@ -66,7 +66,7 @@ def explain_images(
     columns |= {f"mu_{i}": v for i, v in enumerate(out.mu.unbind(1))}
     return {k: v.cpu().numpy() for k, v in columns.items()}
 
-# %% ../nbs/18_canonicalize.ipynb #5bdb5f6e
+# %% ../nbs/18_canonicalize.ipynb #bf5fa3b4
 class Plan:
     "The pictures to work on, from 0 to `count`."
 
@@ -138,7 +138,8 @@ def make_plan(
         return [(names[k], p, 1, pages > 1) for p in wanted[k]]
     parts = [range(i, min(i + 1024, len(names))) for i in range(0, len(names), 1024)]
     bar = dict(desc="looking into files", leave=False, unit_scale=1024, disable=True if len(names) < 5_000 else None)
-    with atomic_write(path) as tmp, ThreadPoolExecutor(8) as pool, pa.OSFile(str(tmp), "wb") as f, pa.ipc.new_file(f, schema) as out:
+    with (atomic_write(path) as tmp, ThreadPoolExecutor(8) as pool, pa.OSFile(str(tmp), "wb") as f,
+          pa.ipc.new_file(f, schema) as out):
         for found in tqdm(pool.map(lambda part: [r for k in part for r in rows(k)], parts), total=len(parts), **bar):
             out.write(pa.record_batch([pa.array(c, t) for c, t in zip(zip(*found), schema.types)], schema=schema))
     return Plan(path, root)
@@ -178,12 +179,13 @@ class Stream(Dataset):
         except ValueError as e: return (0, 0), None, str(e)
         return tuple(x.shape[-2:]), on_canvas(x, self.size, self.fill), None
 
-# %% ../nbs/18_canonicalize.ipynb #5b10db60
+# %% ../nbs/18_canonicalize.ipynb #f863416f
 def schema_of(model: AffineVAE, latent: int):  # -> pyarrow schema
     "Columns of the table."
     import pyarrow as pa
     words = {k: pa.string() for k in ("file", "status", "error", "image")}
-    numbers = {k: pa.int32() for k in ("page", "width", "height", "passes")} | {"moved": pa.bool_()} | {k: pa.float64() for k in MAT}
+    numbers = {k: pa.int32() for k in ("page", "width", "height", "passes")} | {"moved": pa.bool_()}
+    numbers |= {k: pa.float64() for k in MAT}
     poses = model.poses.names
     order = ("file", "page", "status", "error", "width", "height", "image", *poses, *MAT, "loss", "nll", "kl", "loss_identity",
              *(f"second_{k}" for k in poses), "second_gap", "moved", "passes", *(f"mu_{i}" for i in range(latent)))
@@ -219,7 +221,6 @@ def write_picture(
     out: Path,  # name of the canonical picture, without the suffix
     mat: Tensor,  # (3, 3) of `pixel_mat`
     fill: float | None = None,  # background as light in [0, 1]; estimated from the picture if None
-    round_mask: bool = True,  # as for `page_background`
     intensity=None,  # `Intensity`, what light is in numbers of the file; needed for `fill`
     **how,  # `channels`, `channel` and `project`, as in `read_page`
 ) -> Path:
@@ -227,8 +228,9 @@ def write_picture(
     header, channel = read_header(file, **how), how.get("channel")
     flat = channel is not None or "C" in header.axes  # one channel is wanted, or each is a page of its own
     found = read_page(file, page, **how | {"channels": how["channels"] if flat else 3})
-    if header.samples < 3 and (found.values[..., :1] == found.values).all(): found = found._replace(values=found.values[..., :1])
-    back = page_background(found, round_mask)
+    one = found.values[..., :1]
+    if header.samples < 3 and (one == found.values).all(): found = found._replace(values=one)
+    back = page_background(found)
     if fill is not None:
         low, high = intensity._range(found)
         back = torch.full_like(back, low + fill*(high - low))
@@ -305,7 +307,7 @@ class Shards:
             for path in self.paths(k): path.unlink(missing_ok=True)
             raise ValueError(f"{self.paths(k)[0]} was damaged and is gone: the same command makes it again") from e
 
-# %% ../nbs/18_canonicalize.ipynb #98e767f5
+# %% ../nbs/18_canonicalize.ipynb #d0a24b62
 class Canonicalization:
     "A model, a plan and a folder of results: shards can be worked on, here or in other processes."
 
@@ -322,8 +324,8 @@ class Canonicalization:
     ):
         self.model, self.stream, self.shards, self.out = model.eval(), stream, shards, out
         self.pictures, self.batch, self.workers, self.device = pictures, batch, workers, device
-        with torch.no_grad(): latent = model.vae.encode(torch.zeros(2, stream.how["channels"], stream.size, stream.size))[0].shape[1]
-        self.schema = schema_of(model, latent)
+        dark = torch.zeros(2, stream.how["channels"], stream.size, stream.size)
+        with torch.no_grad(): self.schema = schema_of(model, model.vae.encode(dark)[0].shape[1])
 
     def run(
         self,
@@ -337,7 +339,8 @@ class Canonicalization:
         tables, written, ends, start = [], [], {self.shards.numbers(k)[-1]: k for k in todo}, time.perf_counter()
         with _writers(self.workers if self.pictures else 0) as pool:
             for loaded, x in batches(self.stream, numbers, self.workers, self.device):
-                tables.append(table_of(loaded, explain_images(self.model, x) if len(x) else {}, self.stream.size, self.schema))
+                said = explain_images(self.model, x) if len(x) else {}
+                tables.append(table_of(loaded, said, self.stream.size, self.schema))
                 if self.pictures: self._write_pictures(pool, loaded, tables[-1], written)
                 if (k := ends.get(loaded.numbers[-1])) is not None:
                     self._finish(k, pa.concat_tables(tables), written, time.perf_counter() - start)
@@ -346,8 +349,7 @@ class Canonicalization:
 
     def _write_pictures(self, pool, loaded, table, written, some=16, most=64):
         "Hand pictures over, some at a time; no more than some hundreds wait."
-        write = partial(write_pictures, fill=_one_number(self.model.fill), round_mask=self.model.frame == "disc",
-                        intensity=self.stream.intensity, **self.stream.how)
+        write = partial(write_pictures, fill=_one_number(self.model.fill), intensity=self.stream.intensity, **self.stream.how)
         mat, jobs = np.stack([table[k].to_numpy() for k in MAT], 1), []
         for i, (name, page, several, error) in enumerate(zip(loaded.names, loaded.pages, loaded.several, loaded.errors)):
             out = self.out/"images"/os.fsdecode(name)
@@ -365,7 +367,8 @@ class Canonicalization:
             for row, (path, error) in zip(rows, work.result()):
                 columns["image"][row] = path and printable(path.relative_to(self.out).as_posix())
                 columns["error"][row] = error
-        for name, v in columns.items(): table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
+        for name, v in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
         bad, loss = table["status"].to_pylist().count("error"), table["loss"].drop_null().to_numpy()
         self.shards.write(k, table, errors=bad, passes=sum(table["passes"].drop_null().to_pylist()),
                           loss=float(loss.mean()) if len(loss) else None, seconds=round(seconds, 2))
@@ -385,7 +388,7 @@ def _one_number(fill):
     "A background that is one number, or None."
     return None if fill is None or torch.as_tensor(fill).numel() > 1 else float(torch.as_tensor(fill))
 
-# %% ../nbs/18_canonicalize.ipynb #ff51ecc4
+# %% ../nbs/18_canonicalize.ipynb #b9afe546
 class Canonicalized(NamedTuple):
     "What came out."
     images: int  # of the whole set
@@ -432,7 +435,7 @@ def canonicalize(
         bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
         with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
             run_on_ray(job, todo, bar.update) if executor == "ray" else job.run(todo, bar.update)
-        return _merge(out, shards, time.perf_counter() - start)
+        return _merge(out, shards, bool(todo), start)
 
 # %% ../nbs/18_canonicalize.ipynb #fda9a062
 def as_affine(
@@ -485,7 +488,7 @@ def _sweep(out):
         for f in files:
             if f.startswith(".tmp-"): os.unlink(os.path.join(folder, f))
 
-# %% ../nbs/18_canonicalize.ipynb #71b6b7be
+# %% ../nbs/18_canonicalize.ipynb #94d5f20e
 def _begin(out, model, listed, shard, pictures, how):
     "Plan and settings: the first process makes them, all others check that they want the same."
     root, names, wanted = listed
@@ -494,7 +497,8 @@ def _begin(out, model, listed, shard, pictures, how):
         path, arrow = out/"manifest.json", out/"files.arrow"
         config = {k: v for k, v in model.config().items() if k not in ("intensity", "chunk")}
         print_of = hashlib.sha256(repr((names, wanted)).encode()).hexdigest()[:16]
-        asked = {"weights": fingerprint_of(model), "model": config, "pictures": pictures, "files": how, "fingerprint": print_of}
+        asked = {"weights": fingerprint_of(model), "model": config, "pictures": pictures, "files": how,
+                 "fingerprint": print_of}
         asked = json.loads(json.dumps(asked, default=str))
         if not path.exists():
             plan = make_plan(arrow, root, names, wanted, **how)
@@ -520,13 +524,15 @@ def _some_pages(plan, how, most=256):
         try: yield read_page(plan.file(name), page, **how)
         except ValueError: pass
 
-def _merge(out, shards, seconds, most=10_000_000):
+def _merge(out, shards, fresh, start, most=10_000_000):
     "One table of all shards, when they are there; with more images than that, the shards are the table."
     import pyarrow as pa
     from pyarrow import csv, parquet
     stats = [shards.stats(k) for k in range(len(shards))]
     errors, path = sum(s["errors"] for s in stats if s), out/"table.parquet"
-    if not all(stats) or shards.images > most: return Canonicalized(shards.images, errors, seconds, None)
+    done = lambda path: Canonicalized(shards.images, errors, time.perf_counter() - start, path)
+    if not all(stats) or shards.images > most: return done(None)
+    if path.exists() and not fresh: return done(path)
     with FileLock(out/".plan.lock"), atomic_write(path) as tmp, atomic_write(out/"table.csv") as text:
         schema = parquet.read_schema(shards.paths(0)[0])
         with parquet.ParquetWriter(tmp, schema) as binary, csv.CSVWriter(str(text), schema) as words:
@@ -534,7 +540,7 @@ def _merge(out, shards, seconds, most=10_000_000):
                 table = shards.read(k)
                 binary.write_table(table)
                 words.write_table(table)
-    return Canonicalized(shards.images, errors, seconds, path)
+    return done(path)
 
 # %% ../nbs/18_canonicalize.ipynb #f55fca4d
 def in_words(
@@ -545,7 +551,7 @@ def in_words(
     if done.table is None: return "\n".join([*lines, "other processes are at work on them still"])
     return "\n".join([*lines, f"table: {done.table}, and the same as CSV", f"{done.seconds:,.0f} seconds"])
 
-# %% ../nbs/18_canonicalize.ipynb #fde256d3
+# %% ../nbs/18_canonicalize.ipynb #490d89a7
 def run_on_ray(
     job: Canonicalization,
     todo: list[int],  # shards
@@ -557,7 +563,7 @@ def run_on_ray(
     import ray
     from ray.util import ActorPool
     try: started = not ray.is_initialized() and ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as e: raise ValueError(f"Ray cannot be reached ({str(e).splitlines()[0]})") from e
+    except Exception as e: raise ValueError(f"Ray cannot be started or reached ({str(e).splitlines()[0]})") from e
     kind = "GPU" if torch.device(job.device).type == "cuda" else "CPU"
     actors = min(len(todo), actors or max(1, int(ray.cluster_resources().get(kind, 1))))
     if kind == "GPU": job.device = "cuda"  # each actor sees but its own

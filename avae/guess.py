@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 from .affine import PoseSpace, warp
-from .core import check_images, default_device, evaluating
+from .core import check_images, evaluating
 from .data import split_valid
 from .models import PARTS, full_precision, precision
 

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Findings', 'inspect_folder', 'in_words', 'train_command', 'contact_sheet']
 
-# %% ../nbs/18_inspection.ipynb #705a9b57
+# %% ../nbs/18_inspection.ipynb #933362a2
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .affine import FlatField, disc, estimate_background, flat_field
+from .affine import FlatField, border, disc, estimate_background, flat_field
 from .core import check_writable, shell_word, show_images
 from .data import on_canvas
 from .formats import Intensity, find_files, measure_intensity, printable, read_headers, read_image, read_page
 from .plots import save_figure
 
-# %% ../nbs/18_inspection.ipynb #9233b4f8
+# %% ../nbs/18_inspection.ipynb #b6fbcba9
 class Findings(NamedTuple):
     "What is in a folder."
     folder: Path
@@ -59,16 +59,20 @@ def inspect_folder(
     above = ((x - back[..., None, None])*round_mask).mean()
     kinds = [Counter(v) for v in (((h.height, h.width) for _, h in good), (h.number for _, h in good),
                                   (h.axes for _, h in good if h.pages > 1))]
-    return Findings(root, len(files), len(items), [(printable(f.relative_to(root) if root.is_dir() else f.name), e) for f, e in dict(bad).items()],
-                    *map(dict, kinds), coloured, intensity, [f.name for f, _ in found], x, back.mean(1), bool(above > 0),
+    named = [(printable(f.relative_to(root) if root.is_dir() else f.name), e) for f, e in dict(bad).items()]
+    return Findings(root, len(files), len(items), named, *map(dict, kinds), coloured, intensity, [f.name for f, _ in found], x, back.mean(1), bool(above > 0),
                     _what_stands(x) if len(x) >= 50 else None, side)
 
-def _what_stands(x, parts=5):
-    "What stands still; light that is not much the same in each fifth of the images is none."
-    still, lights = flat_field(x), torch.stack([flat_field(x[i::parts]).light for i in range(parts)])
-    seen = disc(tuple(x.shape[-2:])) > 0.5
-    signal, noise = (v[..., seen].square().mean() for v in (lights.mean(0) - 1, lights.std(0)/parts**0.5))
-    return still if signal > 10*noise else still._replace(light=torch.ones_like(still.light))
+def _what_stands(x):
+    "What stands still; light is even unless one side is brighter beyond chance, image by image."
+    still, n = flat_field(x), x.shape[-1]
+    edge, at = border(disc((n, n))), torch.arange(n)
+    for side in ((at < n//2).expand(n, n), (at < n//2)[:, None].expand(n, n)):
+        for part in (edge, disc((n, n)) > 0.5):
+            one, other = (x[..., part & half].flatten(1) for half in (side, ~side))
+            apart = one.median(1).values - other.median(1).values if part is edge else one.mean(1) - other.mean(1)
+            if apart.mean().abs() > 5*apart.std()/len(x)**0.5 + 1e-3: return still
+    return still._replace(light=torch.ones_like(still.light))
 
 def _read(bad, read, file, page, *args, **kwargs):
     "What a function reads, or None, with a note of the reason."
@@ -86,7 +90,7 @@ def _side_that_fits(headers):
     longer = sorted(max(h.height, h.width) for h in headers)[len(headers)//2]
     return 64 if longer > 80 else min(40, max(16, -(-longer//8)*8))
 
-# %% ../nbs/18_inspection.ipynb #84c53004
+# %% ../nbs/18_inspection.ipynb #47490130
 def in_words(
     found: Findings,
 ) -> str:  # lines
@@ -126,8 +130,11 @@ def contact_sheet(
     most: int = 48,  # pictures
 ):
     "Draw some of the pictures, with their names. `OSError` if the file cannot be written."
+    import matplotlib.pyplot as plt
     check_writable(path)
     n = len(found.images)
     at = [i*n//most for i in range(most)] if n > most else range(n)
     short = lambda name: printable(name if len(name) < 16 else f"{name[:6]}…{name[-8:]}")
-    save_figure(show_images(found.images[list(at)], [short(found.names[i]) for i in at], cols=8, scale=1.2), Path(path))
+    fig = show_images(found.images[list(at)], [short(found.names[i]) for i in at], cols=8, scale=1.2)
+    save_figure(fig, Path(path))
+    plt.close(fig)

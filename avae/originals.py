@@ -6,14 +6,14 @@
 __all__ = ['MAT', 'pixel_mat', 'canonical_page', 'page_background', 'write_page', 'mats', 'transform_points', 'transform_boxes',
            'enclosing', 'transform_masks']
 
-# %% ../nbs/17_originals.ipynb #f5f08271
+# %% ../nbs/17_originals.ipynb #a71b60f4
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .affine import disc, estimate_background, resample
+from .affine import estimate_background, resample
 from .core import atomic_write
 from .formats import Page
 
@@ -48,7 +48,7 @@ def _margins(height, width):
     out[:, 0, 2], out[:, 1, 2] = ((side - n).div(2, rounding_mode="floor") for n in (width, height))
     return out
 
-# %% ../nbs/17_originals.ipynb #acf3b08a
+# %% ../nbs/17_originals.ipynb #08a5a5df
 def canonical_page(
     page: Page,  # as its file holds it
     mat: Tensor,  # (3, 3) from the canonical picture to the original, of `pixel_mat`
@@ -61,13 +61,9 @@ def canonical_page(
     opacity = None if page.opacity is None else _moved(page.opacity, mat, torch.zeros(1))
     return Page(values, opacity, page.number)
 
-def page_background(
-    page: Page,
-    round_mask: bool = True,  # along the inscribed disc? Else along the edge of the picture
-) -> Tensor:  # (C,) in numbers of the file
-    "The median along the edge."
-    x = _as_tensor(page.values)
-    return estimate_background(x, disc(tuple(x.shape[-2:])) if round_mask and min(x.shape[-2:]) >= 8 else None)[0]
+def page_background(page: Page) -> Tensor:  # (C,) in numbers of the file
+    "The median along the edge of a picture, beside which it is to be seen."
+    return estimate_background(_as_tensor(page.values))[0]
 
 def _as_tensor(a):
     "(H, W, C) numbers -> (1, C, H, W), of a type that holds them."
@@ -118,7 +114,7 @@ def _write_tiff(path, values, grey, alpha):
         imwrite(f, values, photometric="minisblack" if grey else "rgb", compression="zlib", metadata=None,
                 extrasamples=["unassalpha"] if alpha else None)
 
-# %% ../nbs/17_originals.ipynb #b26a9c5e
+# %% ../nbs/17_originals.ipynb #d13586d6
 MAT = tuple(f"mat_{i}{j}" for i in range(2) for j in range(3))  # columns of a table, row by row
 
 def mats(
@@ -146,7 +142,8 @@ def transform_boxes(
     "The corners of boxes, which are turned with the picture. `ValueError` for other shapes."
     corners = torch.as_tensor(boxes).double()
     if corners.shape[-1] == 4: corners = corners[..., [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(-1, (4, 2))
-    if corners.shape[-2:] != (4, 2): raise ValueError(f"boxes must have the shape (P, 4) or (P, 4, 2), got {tuple(corners.shape)}")
+    if corners.shape[-2:] != (4, 2):
+        raise ValueError(f"boxes must have the shape (P, 4) or (P, 4, 2), got {tuple(corners.shape)}")
     return transform_points(corners.flatten(-3, -2), mat, back).unflatten(-2, (-1, 4))
 
 def enclosing(
