@@ -6,7 +6,7 @@
 __all__ = ['app', 'Stale', 'main', 'demo', 'train', 'reproduce', 'explore', 'look_into', 'canonicalize', 'doctor']
 
 # %% ../nbs/18_cli.ipynb #8d2fa5df
-import inspect, os, shutil, sys, warnings
+import inspect, os, sys, warnings
 from enum import Enum
 from functools import partial
 from pathlib import Path

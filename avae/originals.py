@@ -8,7 +8,6 @@ __all__ = ['MAT', 'pixel_mat', 'canonical_page', 'page_background', 'write_page'
 
 # %% ../nbs/17_originals.ipynb #a71b60f4
 from pathlib import Path
-from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
