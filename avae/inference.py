@@ -284,4 +284,4 @@ def second_mode(
     least, at = energies.min(1)
     pose = found.tried.gather(1, at[:, None, None].expand(-1, 1, found.tried.shape[-1]))[:, 0]
     there = least.isfinite()
-    return torch.where(there[:, None], pose, math.nan), torch.where(there, least - found.energy, math.nan)
+    return torch.where(there[:, None], pose, math.nan), torch.where(there, (least - found.energy).clamp_min(0), math.nan)

@@ -9,6 +9,7 @@ import torch
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
 from avae.formats import read_header, read_image
+from avae.guess import Guess
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.runs import CHECKPOINT, read_checkpoint, write_checkpoint
 
@@ -36,8 +37,11 @@ def watched(function, *args, allowed=()):
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp('model')
-    AffineVAE(VAE(2, 8, likelihood=Gaussian(0.2)).eval(), PoseSpace(angle=180, flip=True),
-              mask=torch.ones(8, 8)).save_pretrained(folder)
+    poses = PoseSpace(angle=180, flip=True)
+    guess = Guess(poses, (8, 8), bins=4, widths=(2, 2, 2), hidden=4).eval()
+    whole = dict(vae=VAE(2, 8, likelihood=Gaussian(0.2)).eval(), poses=poses, mask=torch.ones(8, 8))
+    guess.window.copy_(AffineVAE(**whole).window(torch.zeros(1, 1, 8, 8)))
+    AffineVAE(**whole, guess=guess).save_pretrained(folder)
     load_pretrained(folder)  # what is imported late is imported
     return folder
 
@@ -141,7 +145,7 @@ def test_the_memory_that_is_there_is_the_limit(monkeypatch):
     np.savez_compressed(b := io.BytesIO(), np.zeros((100, 64, 64), np.uint8))
     for source in (a, b): assert read_image(source).shape == (1, 1, 64, 64)
     from types import SimpleNamespace
-    monkeypatch.setattr('avae.formats.virtual_memory', lambda: SimpleNamespace(available=9000))
+    monkeypatch.setattr('avae.decoders.virtual_memory', lambda: SimpleNamespace(available=9000))
     for source in (a, b):
         with pytest.raises(ValueError, match='memory'): read_image(source)
 
