@@ -310,7 +310,8 @@ class _Trainer:
         for k, v in part("optimizer").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if self.memory is not None: self.memory.pose = tensors["memory"]
-        for k in ("epoch", "step", "aligned", "seconds", "pose_log"): setattr(self, k, numbers[k])
+        for k in ("epoch", "step", "seconds", "pose_log"): setattr(self, k, numbers[k])
+        self.aligned = numbers.get("aligned", numbers.get("grown"))  # what it was called
         self.history = [Epoch(*e) for e in numbers["history"]]
         if self.processes.main: self.sums += torch.tensor(numbers["sums"], dtype=self.sums.dtype, device=self.device)  # of all
         self.processes.scaler.load_state_dict(numbers["scaler"])
