@@ -176,6 +176,10 @@ class Box:
         v = lo + (hi - lo)*inside
         return torch.where(log, torch.where(log, v, 0).exp(), v)  # exp of an angle would spoil the gradient
 
+    def short_way(self, off: Tensor) -> Tensor:  # (..., D) -> (..., D)
+        "Differences between points of the unit cube; where a parameter is periodic, the short way around."
+        return torch.where(self._limits(off)[3], off - off.round(), off)
+
     def identity(self, n: int = 1) -> Tensor:  # (n, D)
         "The values with which nothing is done (whether or not the bounds contain them)."
         return torch.tensor([self._identity]).repeat(n, 1)

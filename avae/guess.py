@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 from .affine import PoseSpace, warp
-from .core import check_images, evaluating
+from .core import check_images, evaluating, even_noise
 from .data import split_valid
 from .models import PARTS, full_precision, precision
 
@@ -95,9 +94,8 @@ class Guess(nn.Module):
         pose: Tensor,  # (N, S, D)
     ) -> Tensor:  # (N, S), log-density in the unit cube
         "How probable poses are; what is discrete counts as a probability of its half of the cube."
-        off = self.poses.to_unit(pose)[:, :, None] - mixture.mean[:, None]
-        periodic, discrete = (torch.tensor(v, device=off.device) for v in (self.poses.periodic, self.poses.discrete))
-        off = torch.where(periodic, off - off.round(), off)
+        off = self.poses.short_way(self.poses.to_unit(pose)[:, :, None] - mixture.mean[:, None])
+        discrete = torch.tensor(self.poses.discrete, device=off.device)
         wrong = (discrete & (off.abs() > 0.25)).any(-1)
         width = torch.where(discrete, 1, mixture.width)[:, None]
         each = -0.5*(off/width)**2 - width.log() - 0.5*math.log(2*math.pi)
@@ -113,10 +111,10 @@ class Guess(nn.Module):
         "The middles of the most probable Gaussians that are not close to a better one, and points around them."
         k = mixture.log_weight.shape[1]
         rounds = -(-n//k) + (2 if self.free > 1 else 0)  # along one line a search has its own way to look around
-        weight = 0.5*_thinned(mixture, self.poses.periodic, self.cell)  # bold: other modes get a try
+        weight = 0.5*_thinned(mixture, self.poses, self.cell)  # bold: other modes get a try
         share = (weight[:, :, None] - torch.arange(1., rounds + 1).log().to(weight)).flatten(1).log_softmax(1)
         log_q, which = share.topk(n, dim=1)
-        noise = _noise(rounds, len(self.cell)).to(weight)
+        noise = even_noise(rounds, len(self.cell)).to(weight)
         pick = lambda v: v.gather(1, (which//rounds)[..., None].expand(-1, -1, v.shape[-1]))
         u = pick(mixture.mean) + pick(mixture.width)*torch.cat([noise[:1]*0, noise])[which % rounds]
         return self.poses.from_unit(u), log_q
@@ -127,8 +125,7 @@ class Guess(nn.Module):
         pose: Tensor,  # (N, S, D)
     ) -> Tensor:  # (N, S, D), standard deviations in the unit cube
         "Those of the Gaussian that explains each pose best."
-        off = self.poses.to_unit(pose)[:, :, None] - mixture.mean[:, None]
-        off = torch.where(torch.tensor(self.poses.periodic, device=off.device), off - off.round(), off)
+        off = self.poses.short_way(self.poses.to_unit(pose)[:, :, None] - mixture.mean[:, None])
         best = ((off/self.cell)**2).sum(-1).argmin(-1)
         return mixture.width.gather(1, best[..., None].expand(-1, -1, off.shape[-1]))
 
@@ -141,21 +138,15 @@ def _cells(poses, bins):
     middle = [(torch.arange(n) + 0.5)/n for n in count]
     return 1/torch.tensor(count), torch.cartesian_prod(*middle).view(-1, len(poses))
 
-def _thinned(mixture, periodic, cell, near=0.7):
+def _thinned(mixture, poses, cell, near=0.7):
     "Log-weights (N, K), each with those of close neighbours in it; minus 30 for what is close to a better one."
-    off = mixture.mean[:, :, None] - mixture.mean[:, None]
-    off = torch.where(torch.tensor(periodic, device=off.device), off - off.round(), off)
+    off = poses.short_way(mixture.mean[:, :, None] - mixture.mean[:, None])
     close = ((off/cell).abs() < near).all(-1)  # (N, K, K)
     weight = mixture.log_weight
     rank = weight.argsort(1, descending=True).argsort(1)
     behind = (close & (rank[:, :, None] > rank[:, None])).any(-1)
     together = torch.where(close, weight[:, None], -math.inf).logsumexp(-1)
     return torch.where(behind, weight - 30, together)
-
-def _noise(n, dims):
-    "Points (n, D) of a standard Gaussian, evenly spread, always the same."
-    u = SobolEngine(dims, scramble=True, seed=0).draw(max(1, n), dtype=torch.float64)
-    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).float()
 
 def _net(size, shrink, channels, widths, hidden, deep, outputs):
     "Convolutions that halve the image three times, and a dense layer."
@@ -258,9 +249,7 @@ def _views(avae, x, target, canonical, rows, mode="bilinear"):
 
 def _surprise(guess, raw, pose, share=0.3):
     "Of the bin, and, in part, of the place within it: (N,)."
-    u, periodic = guess.poses.to_unit(pose)[:, None], torch.tensor(guess.poses.periodic, device=pose.device)
-    off = u - guess.anchor
-    off = torch.where(periodic, off - off.round(), off)
+    off = guess.poses.short_way(guess.poses.to_unit(pose)[:, None] - guess.anchor)
     bin = (off/guess.cell).abs().amax(-1).argmin(1)
     pick = lambda v: v[torch.arange(len(v), device=v.device), bin]
     z = (pick(off) + guess.anchor[bin] - pick(raw.mean))

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
-from torch.quasirandom import SobolEngine
 from .affine import PoseSpace
-from .core import check_images, evaluating
+from .core import check_images, evaluating, even_noise
 from .affine_vae import AffineVAE
 from .models import PaperLoss, StandardNormal, full_precision
 from .optimizers import SearchResult
@@ -60,7 +59,7 @@ class Posterior(NamedTuple):
         same = torch.eye(3)[None] if symmetries is None else symmetries
         mat = poses.mat(self.pose[:, 0] if around is None else around)
         equal = poses.to_unit(poses.from_mat(mat[:, None] @ same.to(mat)))  # (N, K, D)
-        near = (_away(poses, poses.to_unit(self.draws)[:, :, None], equal[:, None]).abs() < within).all(-1).any(-1)
+        near = (poses.short_way(poses.to_unit(self.draws)[:, :, None] - equal[:, None]).abs() < within).all(-1).any(-1)
         return (self.log_weight.exp()*near).sum(1)
 
 # %% ../nbs/08_inference.ipynb #8d70790e
@@ -110,18 +109,13 @@ def _log_prior(avae, pose):
 # %% ../nbs/08_inference.ipynb #5adadd53
 _RADIUS = 0.04  # of a valley, in the unit cube; of a full circle 14 degrees
 
-def _away(poses, a, b):
-    "The way from b to a in the unit cube, around where that is shorter."
-    d = a - b
-    return torch.where(torch.tensor(poses.periodic, device=d.device), d - d.round(), d)
-
 def _valleys(poses, found, modes, most=128):
     "The lowest points (N, M, D) of valleys in the unit cube, the deepest first; the first again where there are fewer."
     u = poses.to_unit(found.tried)
     e = torch.where(found.energies.isfinite() & ((u >= 0) & (u <= 1)).all(-1), found.energies, math.inf)
     e, i = e.topk(min(most, e.shape[1]), largest=False)
     u = u.gather(1, i[..., None].expand(-1, -1, u.shape[-1]))
-    near = _away(poses, u[:, :, None], u[:, None]).norm(dim=-1) < _RADIUS
+    near = poses.short_way(u[:, :, None] - u[:, None]).norm(dim=-1) < _RADIUS
     lowest = ~(near & (e[:, None] < e[:, :, None])).any(-1)
     e, best = torch.where(lowest, e, math.inf).topk(min(modes, e.shape[1]), largest=False)
     best = torch.where(e.isfinite(), best, best[:, :1])
@@ -151,7 +145,7 @@ def _laplace(energy, poses, x, u, h=0.01):
     middle, log_mass = u.clone(), (-f - 0.5*curve.log().sum((-2, -1))).nan_to_num(nan=-math.inf)
     middle[..., _free(poses)] += step*(2*h/step.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
     scale = (1 + g.shape[-1]**-0.5)*axes/curve.sqrt()  # wider than the parabola, and the more so the fewer dimensions
-    within = _away(poses, middle[:, :, None], middle[:, None]).norm(dim=-1) < _RADIUS
+    within = poses.short_way(middle[:, :, None] - middle[:, None]).norm(dim=-1) < _RADIUS
     order = torch.arange(u.shape[1], device=u.device)
     mine, other = log_mass[:, :, None], log_mass[:, None]
     heavier = (other > mine) | (other == mine) & (order < order[:, None])
@@ -170,20 +164,15 @@ def _draw(poses, middle, scale, log_mass, draws, seed, spread=0.25):
     which = torch.searchsorted(share.cumsum(1), at).clamp(max=modes - 1)
     pick = lambda v: v.gather(1, which.view(n, k, *[1]*(v.dim() - 2)).expand(-1, -1, *v.shape[2:]))
     u = pick(middle)
-    u[..., free] += (pick(scale) @ _noise(k, len(free), seed).to(u)[..., None])[..., 0]
+    u[..., free] += (pick(scale) @ even_noise(k, len(free), seed).to(u)[..., None])[..., 0]
     u = torch.cat([u, anywhere.expand(n, -1, -1)], 1)
     u = torch.where(torch.tensor(poses.periodic, device=u.device), u - u.floor(), u)
     log_q = _log_density(poses, u, middle, scale) + (F.one_hot(which, modes).sum(1)/draws).log()[:, None]
     return u, torch.cat([log_q, torch.full_like(log_q[..., :1], math.log(len(anywhere)/draws))], -1)
 
-def _noise(samples, size, seed):
-    "Points (S, L) of a standard Gaussian, evenly spread."
-    u = SobolEngine(size, scramble=True, seed=seed).draw(samples, dtype=torch.float64)
-    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).float()
-
 def _log_density(poses, u, middle, scale):
     "The log-density (N, S, M) of points (N, S, D) under the Gaussian of each mode, for one value of what is discrete."
-    away, discrete = _away(poses, u[:, :, None], middle[:, None]), list(poses.discrete)
+    away, discrete = poses.short_way(u[:, :, None] - middle[:, None]), list(poses.discrete)
     away, same = away[..., _free(poses)], (away[..., discrete].abs() < 0.25).all(-1)
     spread = scale.square().sum(-2)[:, None]  # the columns of a scale are its axes, at right angles
     q = Normal(0, spread.sqrt()).log_prob(torch.einsum("nsmi,nmij->nsmj", away, scale)/spread.sqrt()).sum(-1)
@@ -191,7 +180,7 @@ def _log_density(poses, u, middle, scale):
 
 def _modes(poses, u, w, middle, log_mass):
     "Middle, log of the mass and width of each mode, by the draws that are nearest to it; the heaviest first."
-    away = _away(poses, u[:, :, None], middle[:, None])
+    away = poses.short_way(u[:, :, None] - middle[:, None])
     far = torch.where(log_mass[:, None].isfinite(), away.norm(dim=-1), math.inf)
     here = F.one_hot(far.argmin(-1), middle.shape[1])*w[..., None]
     mass = here.sum(1)
@@ -225,7 +214,7 @@ def log_weights(
     with evaluating(model):
         x, (mu, logvar), draw = _encode(model, x, pose)
         score = model.nll if isinstance(model, AffineVAE) else model.likelihood.nll
-        noise = _noise(samples, mu.shape[1], seed).to(mu)
+        noise = even_noise(samples, mu.shape[1], seed).to(mu)
         z = mu[:, None] + (0.5*logvar).exp()[:, None]*noise
         rows = torch.arange(len(x), device=x.device).repeat_interleave(samples)
         pairs = zip(rows.split(256), z.flatten(0, 1).split(256))
@@ -277,9 +266,7 @@ def second_mode(
     away: float = 0.1,  # how far from the best, along one parameter, as a share of its range
 ) -> tuple[Tensor, Tensor]:  # (N, D), (N,) nats above the best; NaN where all that was tried is near
     "The best of the poses that were tried elsewhere than around the one that was found."
-    apart = (poses.to_unit(found.tried) - poses.to_unit(found.pose)[:, None]).abs()
-    periodic = torch.tensor(poses.periodic, device=apart.device)
-    apart = torch.where(periodic, torch.minimum(apart, 1 - apart), apart).amax(-1)
+    apart = poses.short_way(poses.to_unit(found.tried) - poses.to_unit(found.pose)[:, None]).abs().amax(-1)
     energies = torch.where((apart > away) & found.energies.isfinite(), found.energies, math.inf)
     least, at = energies.min(1)
     pose = found.tried.gather(1, at[:, None, None].expand(-1, 1, found.tried.shape[-1]))[:, 0]

@@ -131,9 +131,8 @@ def tally(
     found: Tensor,  # (N, D) after it
 ) -> Tensor:  # (5 + 2D,), on the CPU
     "Counts that add up: searched, with a carried pose, left alone, of a quarter turn; by parameter: at a bound, moved."
-    u, v, periodic = poses.to_unit(carried), poses.to_unit(found), torch.tensor(poses.periodic, device=found.device)
-    d = (u - v).abs()
-    moved = torch.where(periodic, torch.minimum(d, 1 - d), d) > 0.05  # False where nothing was carried
+    u, v = poses.to_unit(carried), poses.to_unit(found)
+    moved = poses.short_way(u - v).abs() > 0.05  # False where nothing was carried
     bound = ((v < 0.005) | (v > 0.995)) & torch.tensor(poses.bounded, device=found.device)
     still, known = (found == poses.identity().to(found)).all(1), carried.isfinite().all(1)
     turn = torch.deg2rad(4*found[:, poses.names.index("angle")]) if any(poses.periodic) else found.new_zeros(0)
