@@ -172,7 +172,8 @@ class Box:
     def from_unit(self, u: Tensor) -> Tensor:  # (..., D) -> (..., D)
         "Points of the unit cube as values: what is periodic wraps around, all else stops at its bounds."
         lo, hi, log, periodic, discrete = self._limits(u)
-        inside = torch.where(periodic, u - u.floor(), torch.where(discrete, (2*u).floor().clamp(0, 1), u.clamp(0, 1)))
+        stopped = torch.where((u < 0) | (u > 1), u.detach().clamp(0, 1), u)  # clamp alone has no gradient at the bounds
+        inside = torch.where(periodic, u - u.floor(), torch.where(discrete, (2*u).floor().clamp(0, 1), stopped))
         v = lo + (hi - lo)*inside
         return torch.where(log, torch.where(log, v, 0).exp(), v)  # exp of an angle would spoil the gradient
 

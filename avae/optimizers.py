@@ -57,6 +57,10 @@ def _pick(energies, k, pose):
     best = energies.nan_to_num(nan=math.inf).topk(min(k, energies.shape[1]), dim=1, largest=False).indices
     return pose.gather(1, best[..., None].expand(-1, -1, pose.shape[-1]))
 
+def _within(poses, u):
+    "Points of the unit cube, stopped at the bounds; what is periodic has none."
+    return torch.where(torch.tensor(poses.periodic, device=u.device), u, u.clamp(0, 1))
+
 def _enough(budget, least):
     "One sentence, if the budget is too small."
     if budget < least: raise ValueError(f"budget must be at least {least} passes per image for this search, got {budget}")
@@ -145,6 +149,7 @@ def random_restarts(
         value, u.grad = value_and_grad(energy, poses, x, u)
         tried, energies, passes = tried + [poses.from_unit(u)], energies + [value], passes + 3*u.shape[1]
         adam.step()
+        u.copy_(_within(poses, u))
     return best_of(torch.cat(tried, 1), torch.cat(energies, 1), passes)
 
 # %% ../nbs/05_optimizers.ipynb #76d39e4f
@@ -186,16 +191,16 @@ def quasi_newton(
     width: Tensor | None = None,  # (N, S, D), how far each parameter may be off; all alike if None
 ) -> tuple[Tensor, Tensor]:  # points (N, S*steps, D) in the unit cube and their energies (N, S*steps)
     "BFGS within a trust region (Nocedal and Wright, 2006, chapter 6), for every start of every image on its own."
+    u = _within(poses, u)
     f, g = value_and_grad(energy, poses, x, u)
     radius = torch.full_like(f, radius)[..., None]
     H = torch.diag_embed(torch.ones_like(u) if width is None else width.clamp_min(1e-3)**2)
-    H = H*(radius/(H @ g[..., None])[..., 0].norm(dim=-1, keepdim=True).clamp_min(1e-9))[..., None]
-    periodic = torch.tensor(poses.periodic, device=u.device)
+    H = H*(radius/_downhill(poses, H, u, g).norm(dim=-1, keepdim=True).clamp_min(1e-9))[..., None]
     points, values = [u], [f]
     for _ in range(steps - 1):
-        p = -(H @ g[..., None])[..., 0]
+        p = _downhill(poses, H, u, g)
         p = p*(radius/p.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
-        new = torch.where(periodic, u + p, (u + p).clamp(0, 1))
+        new = _within(poses, u + p)
         f_new, g_new = value_and_grad(energy, poses, x, new)
         H = _bfgs_update(H, new - u, g_new - g)
         points, values = points + [new], values + [f_new]
@@ -204,6 +209,11 @@ def quasi_newton(
         u, g = torch.where(better, new, u), torch.where(better, g_new, g)
         f = torch.where(better[..., 0], f_new, f)
     return torch.cat(points, 1), torch.cat(values, 1)
+
+def _downhill(poses, H, u, g):
+    "The step -H g among the parameters that are free: not those at a bound that downhill lies beyond."
+    shut = ((u <= 0) & (g > 0) | (u >= 1) & (g < 0)) & ~torch.tensor(poses.periodic, device=u.device)
+    return -(H @ g.masked_fill(shut, 0)[..., None])[..., 0].masked_fill(shut, 0)
 
 def _bfgs_update(H, s, y):
     "The inverse curvature after a step `s` that changed the gradient by `y`; unchanged where the curve is not convex."

@@ -307,7 +307,7 @@ def test_a_candidate_is_never_lost(case, k):
 @given(spaces(NAMES[:-1]), SEEDS)
 def test_a_smooth_valley_is_found(space, seed):
     energy, x = bowl(space), targets(space, 3, seed)
-    found = multistart(energy, space, x, 60 + 60*len(space))
+    found = multistart(energy, space, x)
     assert (found.energy < 5.2).all()
 
 # --- poses that are carried along
