@@ -181,8 +181,8 @@ def train(
     out: Annotated[Optional[Path], _RUN(metavar="FOLDER", show_default="runs/DATA-REGIME", help=
         "A new folder for the run.")] = None,
     resume: Annotated[Optional[Path], _RUN(metavar="FOLDER", help=
-        "Go on with the run in this folder. Of the other options, only --device and --workers may be given, and "
-        "more --epochs with a constant learning rate.")] = None,
+        "Go on with the run in this folder. Of the other options, only --device, --workers and --watch may be "
+        "given, and more --epochs with a constant learning rate.")] = None,
     device: Annotated[Optional[str], _RUN(metavar="NAME", show_default="the fastest", help="cuda, mps or cpu.")] = None,
     workers: Annotated[int, _RUN(metavar="N", min=0, help="Extra processes that read the image files.")] = 0,
     mixed_precision: Annotated[str, _RUN(**_words("no", "bf16", "fp16"), help=
@@ -190,10 +190,13 @@ def train(
     compile: Annotated[bool, _RUN("--compile", help="Compile the model, which pays off in long runs.")] = False,
     save_every: Annotated[Optional[int], _RUN(metavar="N", min=1, show_default="once per epoch", help=
         "Save a checkpoint after every n steps.")] = None,
+    watch: Annotated[bool, _RUN("--watch", help=
+        "Show how it goes on a page for the browser, watch.html in the folder of the run, which reloads itself.")] = False,
 ):
     """Train a VAE or an AVAE on images, and keep a record of the run.
 
-    The folder of the run holds the weights, the losses of every epoch, and what is needed to go on after a stop."""
+    The folder of the run holds the weights, the losses of every epoch, two pictures, poses.png and recon.png, and what
+    is needed to go on after a stop."""
     from avae.core import shell_word
     o = ctx.params | {"augment": not no_augment, "out": None, "resume": None}
     del o["no_augment"]
@@ -207,7 +210,7 @@ def _settings_of(run, ctx):
     "The options that a run was started with."
     import json
     given = [k for k in ctx.params if k != "resume" and ctx.get_parameter_source(k).name == "COMMANDLINE"]
-    free = {k: ctx.params[k] for k in given if k in ("device", "workers", "epochs")}  # `check_same` has the last word
+    free = {k: ctx.params[k] for k in given if k in ("device", "workers", "epochs", "watch")}  # `check_same` has the last word
     if given := [k for k in given if k not in free]:
         raise ValueError(f"--resume takes the settings of the run, leave out --{given[0].replace('_', '-')}")
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}  # of options that are newer
@@ -220,9 +223,9 @@ def _settings_of(run, ctx):
 def _train(o, run, resume):
     "Train with the options of the command line."
     from types import SimpleNamespace
-    from tqdm.auto import tqdm
     from avae.core import shell_word
     from avae.data import enough_shared_memory, split_valid
+    from avae.progress import Watch
     from avae.training import train
     options, o = o, SimpleNamespace(**o)
     spaces = {k: v for k, v, none in [("angle", o.angle, 0), ("scale", o.scale, 1), ("shear", o.shear, 0),
@@ -233,18 +236,17 @@ def _train(o, run, resume):
     valid = min(1000, len(getattr(data, "images", data))//10) if o.valid is None else o.valid
     images, held_out = split_valid(data, valid, o.seed)
     model, poses = _model(o, spaces)
-    say = lambda e: tqdm.write(f"epoch {e.epoch:3d}   train {e.train:8.2f}   valid {e.valid:8.2f} nats   "
-                               f"{e.images_per_second:6.0f} images/s   {e.seconds:5.0f} s")
+    augment, main = poses if o.augment else None, os.environ.get("RANK", "0") == "0"
+    watch = Watch(run, held_out if valid else images, augment, page=o.watch) if main else None
     keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget "
             "search_every search_warmup align fill interpolation mixed_precision compile device workers "
             "save_every").split()
     try:
-        history = train(model, images, held_out if valid else None, poses if o.augment else None, run, resume,
-                        report=say, extra={"options": options, "command": _command(options)},
-                        **{k: getattr(o, k) for k in keep})
+        history = train(model, images, held_out if valid else None, augment, run, resume, watch=watch,
+                        extra={"options": options, "command": _command(options)}, **{k: getattr(o, k) for k in keep})
     except KeyboardInterrupt: sys.exit(f"avae: interrupted, go on with: avae train --resume {shell_word(run)}")
     best = min(history, key=lambda e: e.valid) if valid else history[-1]
-    if os.environ.get("RANK", "0") == "0": print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best'}")
+    if main: print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best'}")
 
 def _data(o, split="train"):
     "A data set by its name, or a folder."
@@ -282,7 +284,7 @@ def _command(o):
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()} | {"augment": True}
     words = ["avae train"]
     for k, v in o.items():
-        if v == default.get(k) or k in ("out", "resume"): continue
+        if v == default.get(k) or k in ("out", "resume", "watch"): continue
         words.append(f"--{'no-' if v is False else ''}{k.replace('_', '-')}")
         if not isinstance(v, bool): words.append(shell_word(v))
     return " ".join(words)

@@ -26,6 +26,7 @@ class PoseMemory:
     ):
         self.poses, self.size, self.pose = poses, size, torch.full((n, len(poses)), math.nan)
         self.changed = torch.zeros(n, dtype=torch.bool)  # by this process, since the last `sync`
+        self.noted = self.pose.clone()  # at the last `moved`
 
     def carry(
         self,
@@ -52,6 +53,15 @@ class PoseMemory:
         new = total(torch.cat([mine, self.changed[:, None]], 1))
         self.pose = torch.where(new[:, -1:] > 0, new[:, :-1], self.pose)
         self.changed[:] = False
+
+    def moved(self, within: float = 15) -> float | None:  # degrees; 0 to 1
+        """The share of the images whose angle is another by more than so many degrees, or whose other parameters by more
+        than 5 % of their range, than when this was last asked; None if no pose was known then."""
+        low, high = self.poses.bounds.get("angle", (-180, 180))
+        limit = torch.tensor([within/(high - low) if k == "angle" else 0.05 for k in self.poses.names])
+        off = self.poses.short_way(self.poses.to_unit(self.pose) - self.poses.to_unit(self.noted)).abs()
+        known, self.noted = off.isfinite().all(1), self.pose.clone()
+        return (off > limit)[known].any(1).float().mean().item() if known.any() else None
 
 # %% ../nbs/09_memory.ipynb #b90007
 def candidates(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from .affine import MODES, PoseSpace, along_border, estimate_background, flat_field, warp
+from .affine import MODES, PoseSpace, warp
 from .affine_vae import AffineVAE
 from .core import evaluating
 from .data import Images, Indexed, batches, intensity_of, labels_of
+from .frame import background_of, check_frame
 from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, candidates, centred, pose_histograms,
                          pose_leakage, pose_report, pose_warning, tally)
 from .models import VAE, KLSchedule, name_of
@@ -56,33 +57,6 @@ class _Loss(nn.Module):
         told = {} if labels is None else {"labels": labels}
         out = self.model(x, noise, **told) if pose is None else self.model.explain(x, pose, noise=noise)
         return out.nll + weight*torch.where(capacity > 0, (out.kl - capacity).abs(), out.kl), out.loss
-
-# %% ../nbs/12_training.ipynb #e30013
-def _fill(model, x, fill=None):
-    "The background of images (N, C): what the model says, a given one, or an estimate."
-    if isinstance(model, AffineVAE): return model.background(x)
-    return estimate_background(x) if fill is None else torch.full(x.shape[:2], float(fill), device=x.device)
-
-def _check_frame(model, x, fill, augmented):
-    """One sentence, if a background that was given is not that of most images, if none can be told, or if something
-    stands still."""
-    affine = isinstance(model, AffineVAE)
-    given, mask = (model.fill, model.window(x)) if affine else (fill, None)
-    edge, most = along_border(x, mask), lambda v: (v.amax(1) > 0).float().mean() > 0.5  # of the images (N, C)
-    seen, spread = edge.nanmedian(-1).values, edge.nanquantile(0.75, -1) - edge.nanquantile(0.25, -1)
-    if given is None:
-        if most(spread - 0.4):
-            warnings.warn(f"the background is hard to tell, most images have two colours or more along their border: "
-                          f"taken as {seen.mean():.2f} on average, or give fill")
-    elif most((seen - (said := _fill(model, x, fill))).abs() - 0.25):
-        warnings.warn(f"fill says that the background is {said.mean():.2f}, but most images have {seen.mean():.2f} along "
-                      f"their border: fill=None estimates it")
-    if not affine or mask is None or augmented or not any(model.poses.periodic) or len(x) < 200: return
-    still = flat_field(x.nan_to_num())
-    if isinstance(model.mask, Tensor): still = still._replace(mask=torch.ones_like(still.mask))  # a person has seen to it
-    if still.noticeable:
-        warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
-                      f"flat_field. Pay no heed if the objects do not turn")
 
 # %% ../nbs/12_training.ipynb #e30015
 class _Trainer:
@@ -127,7 +101,7 @@ class _Trainer:
         again = self.data.__getitems__(list(range(0, n, -(-n//512)))[:4])[1]
         self.fingerprint, some = fingerprint(some, again), some.to(self.device)
         self.size, one = tuple(some.shape[2:]), some[:1].nan_to_num()
-        if self.processes.main: _check_frame(self.model, some, self.options.fill, self.augment is not None)
+        if self.processes.main: check_frame(self.model, some, self.options.fill, self.augment is not None)
         self.model.to(self.device)
         if self.affine: self.model.check_module(one)
         with torch.no_grad(), evaluating(self.model): self.latent = self.vae.encode(one)[0].shape[1]
@@ -141,7 +115,7 @@ class _Trainer:
         "Images in the poses `u` of the unit cube, and the motions that were applied."
         if self.augment is None: return x, torch.eye(3, device=x.device).expand(len(x), 3, 3)
         mat = self.augment.mat(self.augment.from_unit(u), self.size)
-        return warp(x, mat, _fill(self.model, x, self.options.fill), self.options.interpolation), mat
+        return warp(x, mat, background_of(self.model, x, self.options.fill), self.options.interpolation), mat
 
     def find_poses(self, idx, x, applied):
         "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
@@ -207,6 +181,7 @@ class _Trainer:
         finally: self.model.poses, self.memory.poses, self.schedule = poses, poses, schedule
         self.optimizer.state.clear()
         self.memory.changed[:] = False
+        self.note(self.sums[2:].tolist())
         self.epoch, self.step, self.aligned = 1, 0, time.perf_counter() - start
         self.sums.zero_()
 
@@ -250,7 +225,7 @@ class _Trainer:
         seconds = time.perf_counter() - start + self.aligned*(self.epoch == 1)
         rate = self.optimizer.param_groups[0]["lr"]
         self.history.append(Epoch(self.epoch, total/n, valid, rate, passes/n, speed, seconds))
-        if self.affine: self.watch(counts)
+        if self.affine: self.note(counts)
         if is_best(self.history): self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
@@ -272,12 +247,13 @@ class _Trainer:
                 if self.affine: self.seen[idx] = torch.cat([out.mu, pose], 1).float()
         return self.processes.sum(total).item()/len(self.valid)
 
-    def watch(self, counts):
+    def note(self, counts):
         "Note how canonical poses are distributed, and warn."
         self.memory.sync(self.add_up)
         report, known = pose_report(self.model.poses, counts), (self.memory.pose, self.model.poses, self.labels)
-        self.pose_log.append({"epoch": self.epoch, **report, "agreement": agreement(*known), **pose_histograms(*known)})
-        if self.valid and len(self.valid) >= 50:
+        self.pose_log.append({"epoch": self.epoch, "images": int(known[0].isfinite().all(1).sum()), **report,
+                              "changed": self.memory.moved(), "agreement": agreement(*known), **pose_histograms(*known)})
+        if self.epoch and self.valid and len(self.valid) >= 50:
             mu, pose = self.processes.sum(self.seen).split([self.latent, len(self.model.poses)], 1)
             self.pose_log[-1]["leakage"] = pose_leakage(mu, pose, self.model.poses)
         word = pose_warning(report, self.epoch/self.options.epochs) if self.epoch > 4 else None
@@ -297,7 +273,7 @@ class _Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
         for i, s in self.optimizer.state_dict()["state"].items(): tensors |= {f"optimizer.{i}.{k}": v for k, v in s.items()}
-        if self.memory is not None: tensors["memory"] = self.memory.pose
+        if self.memory is not None: tensors |= {"memory": self.memory.pose, "noted": self.memory.noted}
         numbers = {k: getattr(self, k) for k in ("epoch", "step", "aligned", "seconds", "history", "pose_log")}
         return tensors, numbers | {"sums": self.processes.sum(self.sums).tolist(), "scaler": self.processes.scaler.state_dict()}
 
@@ -309,7 +285,9 @@ class _Trainer:
         moments = {}
         for k, v in part("optimizer").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        if self.memory is not None: self.memory.pose = tensors["memory"]
+        if self.memory is not None:
+            self.memory.pose = tensors["memory"]
+            self.memory.noted = tensors.get("noted", self.memory.pose.clone())  # newer
         for k in ("epoch", "step", "seconds", "pose_log"): setattr(self, k, numbers[k])
         self.aligned = numbers.get("aligned", numbers.get("grown"))  # what it was called
         self.history = [Epoch(*e) for e in numbers["history"]]
@@ -348,6 +326,7 @@ def train(
     workers: int = 0,  # processes that read images beside each training process
     save_every: int | None = None,  # steps between checkpoints within an epoch; there is one after each epoch
     report: Callable[[Epoch], None] | None = None,  # called with the line of each epoch, for example `print`
+    watch: Callable | None = None,  # called as a `Watch` is: after the aligned images, after each epoch, and in the end
     extra: dict | None = None,  # further entries for settings.json; words are saved with the model, too
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
     """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed.
@@ -369,20 +348,23 @@ def train(
         print(f"{processes.count} processes on {processes.device.type}, {batch_size} images a step", flush=True)
     with Run(run, settings, resume, processes.main) if run is not None else nullcontext() as folder:
         if resume and (state := read_checkpoint(folder.folder)): trainer.load(*state)
-        _loop(trainer, folder, save_every, report, {k: v for k, v in (extra or {}).items() if isinstance(v, str)})
-    model.load_state_dict(trainer.best)
-    model.eval()
+        _loop(trainer, folder, save_every, report, watch, {k: v for k, v in (extra or {}).items() if isinstance(v, str)})
+        model.load_state_dict(trainer.best)
+        model.eval()
+        if watch and processes.main: watch(model, trainer.history, trainer.pose_log, True)
     return trainer.history
 
-def _loop(trainer, run, save_every, report, info):
+def _loop(trainer, run, save_every, report, watch, info):
     "Epoch by epoch, with all that is written between them."
     save = lambda: run.checkpoint(*trainer.state()) if run else None
+    look = lambda: watch and trainer.processes.main and watch(trainer.model, trainer.history, trainer.pose_log, False)
     if trainer.history and not trainer.step and run: _record(trainer, run, info, to_board=False)  # may have been killed before
     if not trainer.history and not trainer.step: save()  # from here on, the start weights of a resumed run do not count
     with _bar(trainer) as bar:
         if trainer.aligned is None:
             trainer.begin(bar)
             save()
+            look()
         trainer.divide()
         while trainer.epoch <= trainer.options.epochs and not patience_over(trainer.history, trainer.options.patience):
             bar.set_description_str(f"epoch {trainer.epoch}/{trainer.options.epochs}", refresh=False)
@@ -390,6 +372,7 @@ def _loop(trainer, run, save_every, report, info):
             save()
             if run: _record(trainer, run, info)
             if report and trainer.processes.main: report(trainer.history[-1])
+            look()
 
 def _record(trainer, run, info, to_board=True): run.record(trainer.history, trainer.pose_log, trainer.model, info, to_board)
 
