@@ -377,7 +377,9 @@ def _begin(out, model, listed, shard, pictures, how):
             plan = make_plan(arrow, root, names, wanted, **how)
             intensity = model.intensity or measure_intensity(_some_pages(plan, how))
             each = shard or min(10_000, max(128, math.ceil(plan.count/64)))
-            write_json(path, asked | {"images": plan.count, "shard": each, "intensity": intensity.config()})
+            model.save_pretrained(out/"model")
+            write_json(path, asked | {"images": plan.count, "shard": each, "intensity": intensity.config(),
+                                      "folder": str(root.resolve())})
         old = json.loads(path.read_text())
         _check_same(out, old, asked | ({"shard": shard} if shard else {}) | (
             {"intensity": model.intensity.config()} if model.intensity else {}))
