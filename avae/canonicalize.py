@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['explain_images', 'schema_of', 'table_of', 'write_picture', 'write_pictures', 'fingerprint_of', 'place', 'Shards',
-           'Canonicalization', 'Canonicalized', 'canonicalize', 'as_affine', 'in_words', 'run_on_ray']
+           'Canonicalization', 'Canonicalized', 'canonicalize', 'as_affine', 'in_words']
 
 # %% ../nbs/18_canonicalize.ipynb #9d5c21b4
 import copy, hashlib, json, math, multiprocessing, os, signal, time, warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .affine import PoseSpace
 from .affine_vae import AffineVAE
+from .cluster import run_on_ray
 from .core import atomic_write, default_device, write_json
 from .data import batches, enough_shared_memory
 from .formats import Intensity, measure_intensity, printable, read_header, read_page
@@ -220,6 +220,18 @@ class Canonicalization:
                     tables, written, start = [], [], time.perf_counter()
                 tell(len(loaded.numbers))
 
+    def run_on_ray(
+        self,
+        todo: list[int],  # shards
+        tell=lambda n: None,  # is told how many more images are done
+    ):
+        "Let a cluster work on shards."
+        gpu = torch.device(self.device).type == "cuda"
+        if gpu: self.device = "cuda"  # each actor sees but its own
+        run_on_ray(self._one, todo, lambda k: tell(len(self.shards.numbers(k))), gpu)
+
+    def _one(self, k): self.run([k])
+
     def _write_pictures(self, pool, loaded, table, written, some=16, most=64):
         "Hand pictures over, some at a time; no more than some hundreds wait."
         write = partial(write_pictures, fill=_one_number(self.model.fill), intensity=self.stream.intensity, **self.stream.how)
@@ -278,7 +290,7 @@ def canonicalize(
     budget: int | None = None,  # passes per image; that of the model if None
     shard: int | None = None,  # images in one; if None, a 64th of all, but 128 at least and 10,000 at most
     device: str | torch.device | None = None,  # `default_device()` if None
-    workers: int | None = None,  # processes that read pictures; if None, one, or beside a GPU up to 8
+    workers: int | None = None,  # processes that read pictures; if None, one, or beside a GPU up to 8; of an actor none
     channel: int | None = None,  # as for `ImageDir`
     project: str | None = None,  # as for `ImageDir`
     executor: str = "here",  # who works: this process ("here"), or the actors of a cluster ("ray", see `run_on_ray`)
@@ -298,7 +310,7 @@ def canonicalize(
         plan, settings = _begin(out, model, listed, shard, pictures, how)
         model.intensity = settings["intensity"]
         device, count = torch.device(device or _own_device()), plan.count
-        workers = (min(8, max(1, (os.cpu_count() or 2) - 1)) if device.type == "cuda" else 1) if workers is None else workers
+        if workers is None: workers = min(8, max(1, (os.cpu_count() or 2) - 1)) if device.type == "cuda" else int(executor != "ray")
         stream = Stream(plan, size, _one_number(model.fill), settings["intensity"], **how)
         shards = Shards(out/"shards", count, settings["shard"])
         workers = enough_shared_memory(workers, 4*128*channels*size**2)
@@ -307,7 +319,8 @@ def canonicalize(
         todo, count = [k for k in mine if not shards.stats(k)], lambda some: sum(len(shards.numbers(k)) for k in some)
         bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
         with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
-            run_on_ray(job, todo, bar.update) if executor == "ray" else job.run(todo, bar.update)
+            if executor == "ray": job.run_on_ray(todo, bar.update)
+            else: job.run(todo, bar.update)
         return _merge(out, shards, bool(todo), start)
 
 # %% ../nbs/18_canonicalize.ipynb #fda9a062
@@ -424,29 +437,3 @@ def in_words(
     lines = [f"{done.images:,} pictures, {done.errors:,} of them cannot be read"]
     if done.table is None: return "\n".join([*lines, "other processes are at work on them still"])
     return "\n".join([*lines, f"table: {done.table}, and the same as CSV", f"{done.seconds:,.0f} seconds"])
-
-# %% ../nbs/18_canonicalize.ipynb #490d89a7
-def run_on_ray(
-    job: Canonicalization,
-    todo: list[int],  # shards
-    tell=lambda n: None,  # is told how many more images are done
-    actors: int | None = None,  # as many as the cluster has GPUs, or, if this machine has none, CPUs
-):
-    "Let a cluster work on shards: that of RAY_ADDRESS, or this machine. `ValueError` if there is no Ray."
-    if not find_spec("ray"): raise ValueError("executor=\"ray\" needs Ray: pip install 'avae[ray]'")
-    import ray
-    from ray.util import ActorPool
-    try: started = not ray.is_initialized() and ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except Exception as e: raise ValueError(f"Ray cannot be started or reached ({str(e).splitlines()[0]})") from e
-    kind = "GPU" if torch.device(job.device).type == "cuda" else "CPU"
-    actors = min(len(todo), actors or max(1, int(ray.cluster_resources().get(kind, 1))))
-    if kind == "GPU": job.device = "cuda"  # each actor sees but its own
-    class Actor:
-        def __init__(self, job): self.job = job
-        def run(self, k): self.job.run([k]); return k
-    try:
-        remote, held = ray.remote(**{f"num_{kind.lower()}s": 1})(Actor), ray.put(job)
-        pool = ActorPool([remote.remote(held) for _ in range(actors)])
-        for k in pool.map_unordered(lambda actor, k: actor.run.remote(k), todo): tell(len(job.shards.numbers(k)))
-    finally:
-        if started: ray.shutdown()

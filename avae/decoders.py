@@ -349,10 +349,12 @@ def _array_headers(source):
             found[name.removesuffix(".npy")] = shape, dtype
     return found
 
-def _array_stack(array, shape, how):
-    "Which axis is what: (H, W), (H, W, S), (N, H, W), (N, H, W, S), (N, C, H, W), with 1, 3 or 4 samples S."
-    if len(shape) not in (2, 3, 4) or 0 in shape: raise ValueError(f"an array of the shape {shape} holds no images")
-    if len(shape) < 4: axes = "YX" if len(shape) == 2 else "YXS" if shape[-1] in (3, 4) else "IYX"
+def _array_stack(array, shape, how, axes=None):
+    "If it is not said which axis is what: (H, W), (H, W, S), (N, H, W), (N, H, W, S), (N, C, H, W), with 1, 3 or 4 samples S."
+    if not shape or 0 in shape or len(axes or "...") != len(shape) and len(shape) not in (2, 3, 4):
+        raise ValueError(f"an array of the shape {shape} holds no images")
+    if axes and len(axes) == len(shape): pass
+    elif len(shape) < 4: axes = "YX" if len(shape) == 2 else "YXS" if shape[-1] in (3, 4) else "IYX"
     else: axes = "IYXS" if shape[-1] in (1, 3, 4) else "ISYX" if shape[1] in (1, 3, 4) else "ICYX"
     size = dict(zip(axes, shape))
     def plane(at):
