@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what editors see
     from avae.overview import atlas
     from avae.originals import transform_boxes, transform_masks, transform_points
     from avae.training import train
+    from avae.estimator import Canonicalizer
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'atlas', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
@@ -33,7 +34,10 @@ _all_ = ['PoseSpace', 'atlas', 'invert', 'random_views', 'warp', 'ImageDir', 'lo
          'random_restarts', 'scan', 'split_valid', 'train', 'transform_boxes', 'transform_masks', 'transform_points']
 
 # %% ../nbs/19_package.ipynb #0f06fab9
+_EXTRAS = {"Canonicalizer": "estimator"}  # what needs a package that may be missing is not in `import *`
+
 def __getattr__(name):
+    if name in _EXTRAS: return getattr(import_module(f"avae.{_EXTRAS[name]}"), name)
     if name not in _all_:
         if name.startswith("_") or not find_spec(f"avae.{name}"):
             raise AttributeError(f"module 'avae' has no attribute {name!r}")
@@ -41,4 +45,4 @@ def __getattr__(name):
     for home in ("affine", "data", "models", "affine_vae", "optimizers", "guess", "training", "originals", "overview"):
         if hasattr(module := import_module(f"avae.{home}"), name): return getattr(module, name)
 
-def __dir__(): return sorted([*globals(), *_all_])
+def __dir__(): return sorted([*globals(), *_all_, *_EXTRAS])
