@@ -148,11 +148,15 @@ def train(
         "Regime optimized: make the first n steps on images aligned in pairs; 0 begins with all at once.")] = 400,
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
+    widths: Annotated[Optional[str], _MODEL(metavar="N,N,...", show_default="by the size of the images", help=
+        "Channels of the default networks after each halving of the image: 16,32,64,64 halves it four times.")] = None,
+    hidden: Annotated[int, _MODEL(metavar="N", min=1, help="Width of their dense layers.")] = 96,
     latent: Annotated[int, _MODEL(metavar="N", min=1, help="Number of latent variables.")] = 8,
     classes: Annotated[int, _MODEL(metavar="N", min=0, help=
         "Number of classes that the networks are told, from the labels of the images; 0 tells none.")] = 0,
-    likelihood: Annotated[str, _MODEL(**_words("bernoulli", "gaussian", "paper"), help=
-        "Distribution of a pixel: bernoulli; gaussian, which learns its width; paper, as in 2019.")] = "bernoulli",
+    likelihood: Annotated[str, _MODEL(**_words("auto", "bernoulli", "gaussian", "paper"), help=
+        "Distribution of a pixel. auto: bernoulli if pixels are nearly black or white, else gaussian, which learns its "
+        "width, and it says which; paper: as in 2019.")] = "auto",
     epochs: Annotated[int, _TRAINING(metavar="N", min=1, help="Number of passes over the training images.")] = 20,
     batch_size: Annotated[int, _TRAINING(metavar="N", min=1, help="Images per step, over all processes.")] = 128,
     lr: Annotated[float, _TRAINING(metavar="X", help="Highest learning rate.")] = 2e-3,
@@ -207,7 +211,9 @@ def _settings_of(run, ctx):
     if given := [k for k in given if k not in free]:
         raise ValueError(f"--resume takes the settings of the run, leave out --{given[0].replace('_', '-')}")
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}  # of options that are newer
-    try: return default | json.loads((run/"settings.json").read_text(encoding="utf-8"))["options"] | free
+    try:
+        old = json.loads((run/"settings.json").read_text(encoding="utf-8"))["options"]
+        return default | {"widths": None if old["arch"] == "paper" else "16,32,32"} | old | free
     except FileNotFoundError: raise FileNotFoundError(f"there is no run in {run}: settings.json is missing") from None
     except (ValueError, KeyError) as e:
         raise ValueError(f"{run/'settings.json'} is damaged or not by `avae train` ({e})") from e
@@ -228,7 +234,7 @@ def _train(o, run, resume):
     data = _data(o)
     valid = min(1000, len(getattr(data, "images", data))//10) if o.valid is None else o.valid
     images, held_out = split_valid(data, valid, o.seed)
-    model, poses = _model(o, spaces)
+    model, poses = _model(o, spaces, images)
     augment, main = poses if o.augment else None, os.environ.get("RANK", "0") == "0"
     watch = Watch(run, held_out if valid else images, augment, page=o.watch) if main else None
     keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget "
@@ -255,21 +261,33 @@ def _data(o, split="train"):
         raise ValueError(f"--data must be sample, {', '.join(DATASETS)} or a folder, got {o.data!r}")
     return ImageDir(o.data, o.size, o.channels, o.fill, normalize=o.normalize, errors=o.errors)
 
-def _model(o, spaces):
+def _model(o, spaces, images):
     "The model and the poses of a regime."
     from avae.affine import PoseSpace
     from avae.core import set_seed
     from avae.affine_vae import AffineVAE
-    from avae.models import VAE, Bernoulli, Gaussian, PaperLoss
+    from avae.models import VAE
     if o.regime != "upright" and not spaces:
         raise ValueError(f"regime {o.regime} needs an angle, scale, shear, shift or flip")
     if o.regime == "random" and not o.augment: raise ValueError("regime random without random poses: drop --no-augment")
     poses = PoseSpace(**spaces) if spaces else None
     set_seed(o.seed)
-    likelihoods = {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}
-    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihoods[o.likelihood](), classes=o.classes)
+    widths = o.widths and _numbers("--widths", o.widths)
+    vae = VAE(o.latent, o.size, o.channels, o.arch, _likelihood(o.likelihood, images), None, o.classes, widths, o.hidden)
     if o.regime != "optimized": return vae, poses
     return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses
+
+def _likelihood(name, images):
+    "By its name; with auto, as the images have it, and what that is."
+    from avae.models import Bernoulli, Gaussian, PaperLoss, likelihood_for
+    if name != "auto": return {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}[name]()
+    part, why = likelihood_for(images)
+    if os.environ.get("RANK", "0") == "0": print(why, flush=True)
+    return part
+
+def _numbers(name, text):
+    try: return tuple(int(v) for v in text.split(","))
+    except ValueError: raise ValueError(f"{name} must be whole numbers with commas between them, got {text!r}") from None
 
 def _command(o):
     "The command line that starts such a run, without what is at its default."
