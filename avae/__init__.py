@@ -8,7 +8,7 @@ __all__ = ['PoseSpace', 'invert', 'random_views', 'warp', 'ImageDir', 'load_data
            'random_restarts', 'scan', 'split_valid', 'train', 'transform_boxes', 'transform_masks', 'transform_points']
 
 # %% ../nbs/19_package.ipynb #de77e401
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # %% ../nbs/19_package.ipynb #ef478b52
 from importlib import import_module

@@ -22,7 +22,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from .core import atomic_write, check_images, evaluating, write_json
+from .core import atomic_write, check_images, evaluating, renamed, write_json
 
 # %% ../nbs/04_models.ipynb #ad6b9d0f
 class Bernoulli:
@@ -342,6 +342,12 @@ class VAEOutput(NamedTuple):
     kl: Tensor  # (N,) nats
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L), log sigma^2
+
+    @property
+    def elbo(self) -> Tensor:  # (N,) nats
+        "The old name of `-loss`, until version 0.3."
+        renamed("elbo", "-loss")
+        return -self.loss
 
 def reparameterize(
     mu: Tensor,  # (N, L)

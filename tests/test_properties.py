@@ -6,7 +6,6 @@
 import json, math
 from functools import lru_cache
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st

@@ -24,7 +24,7 @@ def places(tree):
     for f in ast.walk(tree):
         if not isinstance(f, ast.FunctionDef): continue
         for n in (m for statement in f.body for m in ast.walk(statement)):
-            if type(op := getattr(n, "op", None)) in SWAP: yield n, "op"
+            if type(getattr(n, "op", None)) in SWAP: yield n, "op"
             elif isinstance(n, ast.Compare) and type(n.ops[0]) in SWAP: yield n, "ops"
             elif isinstance(n, ast.Constant) and type(n.value) in (int, float): yield n, "value"
 
@@ -61,7 +61,7 @@ def properties(module):
     hypothesis.settings.load_profile("few")
     import test_properties
     heads, wanted = sections(), ASKED[module][0]
-    for name, f in vars(test_properties).items():
+    for f in vars(test_properties).values():
         if not hasattr(f, "hypothesis"): continue
         line = f.hypothesis.inner_test.__code__.co_firstlineno
         if re.search(wanted, heads[max(k for k in heads if k < line)]): f()
