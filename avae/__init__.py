@@ -9,7 +9,7 @@ __all__ = ['PoseSpace', 'atlas', 'invert', 'random_views', 'warp', 'ImageDir', '
            'transform_points']
 
 # %% ../nbs/19_package.ipynb #de77e401
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # %% ../nbs/19_package.ipynb #ef478b52
 from importlib import import_module

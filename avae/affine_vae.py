@@ -13,10 +13,10 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from .affine import PoseSpace, disc, estimate_background, register, resample
-from .core import check_images, evaluating
+from .core import check_images, evaluating, renamed
 from .formats import Intensity
-from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, foreign, full_precision, make_part,
-                         name_of, part_config, precision, reparameterize)
+from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, VAEOutput, foreign,
+                         full_precision, make_part, name_of, part_config, precision, reparameterize)
 from .optimizers import TIE, SearchResult, default_budget, multistart, random_restarts, scan
 
 # %% ../nbs/06_affine_vae.ipynb #ea5d0eee
@@ -32,6 +32,7 @@ class AffineVAEOutput(NamedTuple):
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L), log sigma^2
     passes: Tensor  # (N,), encode + decode passes that were spent on each; a backward counts as two
+    elbo = VAEOutput.elbo
 
 # %% ../nbs/06_affine_vae.ipynb #f5d36d4c
 class _InChunks(torch.autograd.Function):
@@ -75,15 +76,17 @@ class AffineVAE(nn.Module, Pretrained):
         intensity: Intensity | dict | None = None,  # how numbers in files became light; `train` takes it from its images
         guess=None,  # a `Guess`, made by `fit_guess` for these poses: searches begin where it says
         trust: float = 0.0,  # times -log q of the guess, added to the energy; 0 = the loss alone decides
+        optimizer: Callable | None = None,  # the old name of `search`, until version 0.3
     ):
         super().__init__()
+        if optimizer is not None: renamed("optimizer=", "search=")
         self.compiled, vae = hasattr(vae, "_orig_mod"), getattr(vae, "_orig_mod", vae)
         if not (callable(getattr(vae, "encode", None)) and callable(getattr(vae, "decode", None))):
             raise TypeError(f"vae must have the methods encode and decode, got {type(vae).__name__}")
         if fill is not None and not ((torch.as_tensor(fill) >= 0) & (torch.as_tensor(fill) <= 1)).all():
             raise ValueError(f"fill must lie in [0, 1], got {fill}")
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
-        self.vae, self.poses, self.pose_search, self.budget = vae, poses, search or multistart, budget
+        self.vae, self.poses, self.pose_search, self.budget = vae, poses, search or optimizer or multistart, budget
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
         self.intensity = Intensity(**intensity) if isinstance(intensity, dict) else intensity
         self.own_likelihood, self.own_prior = likelihood, prior  # those of the VAE stay there, and are saved with it

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from .core import atomic_write, check_images, evaluating, write_json
+from .core import atomic_write, check_images, evaluating, renamed, write_json
 from .data import Images, Indexed
 from .nets import ARCHS, default_widths
 
@@ -298,6 +298,12 @@ class VAEOutput(NamedTuple):
     kl: Tensor  # (N,) nats
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L), log sigma^2
+
+    @property
+    def elbo(self) -> Tensor:  # (N,) nats
+        "The old name of `-loss`, until version 0.3."
+        renamed("elbo", "-loss")
+        return -self.loss
 
 def reparameterize(
     mu: Tensor,  # (N, L)

@@ -149,10 +149,10 @@ def plot_schematic(
         ax.imshow(im[0].detach().cpu().permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title, fontsize=12)
     page = fig.add_axes([0, 0, 1, 1]); page.set_axis_off(); page.set(xlim=(0, 1), ylim=(0, 1))
-    def arrow(a, b, text): 
+    def arrow(a, b, text):
         page.annotate("", (b, 0.68), (a, 0.68), arrowprops=dict(arrowstyle="-|>", lw=1.5, color="black"))
         page.text((a + b)/2, 0.72, text, ha="center", va="bottom", fontsize=12)
-    def box(left, text): 
+    def box(left, text):
         page.text(left, 0.68, text, ha="center", va="center", fontsize=12,
                   bbox=dict(boxstyle="round,pad=0.5", fc="#EEF3F8", ec="#5B7083"))
     arrow(0.15, 0.23, r"$W(\cdot, A^{-1})$"); arrow(0.775, 0.85, r"$W(\cdot, A)$")
@@ -199,7 +199,7 @@ def plot_lines(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, **axes)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)
-    if len(lines) > 1: 
+    if len(lines) > 1:
         beside = dict(loc="center left", bbox_to_anchor=(1, 0.5))
         ax.legend(frameon=False, fontsize=9, **(beside if legend == "right" else dict(loc=legend)))
     return fig

@@ -79,12 +79,12 @@ def _():
             whole = dict(angle=p['angle'], scale_x=p['scale_x'], scale_y=p['scale_x'], shear=p['shear'],
                          shift_x=p['shift_x'], shift_y=p['shift_y'])
             mat = PoseSpace(angle=180, scale=1.6, shear=0.6, shift=0.3).mat(torch.stack([*whole.values()], -1), size)
-            for x, m, i in zip(x, mat, range(len(x))):
+            for image, m, i in zip(x, mat, range(len(x))):
                 move = [p['shift_x'][i].item()*size[1]/2, p['shift_y'][i].item()*size[0]/2]
                 lean = -math.degrees(math.atan(p['shear'][i].item()))
-                theirs = tv.affine(x, -p['angle'][i].item(), move, p['scale_x'][i].item(), [lean, 0.0],
+                theirs = tv.affine(image, -p['angle'][i].item(), move, p['scale_x'][i].item(), [lean, 0.0],
                                    InterpolationMode.BILINEAR)
-                yield warp(x[None], m)[0], theirs
+                yield warp(image[None], m)[0], theirs
     return largest(pairs())
 
 @compare('warp: torchvision rotate', 1e-4, 'of 1')
@@ -99,11 +99,11 @@ def _():
     def pairs():
         for x, pose, size in cases():
             mat = EVERY.mat(pose, size)
-            for x, m in zip(x, mat):
+            for image, m in zip(x, mat):
                 back = torch.linalg.inv(in_pixels(m, size)).numpy()[:2][::-1, [1, 0, 2]]  # rows before columns
                 theirs = [affine_transform(c.numpy(), back[:, :2], back[:, 2], order=1, mode='grid-constant')
-                          for c in x]
-                yield warp(x[None], m)[0], torch.tensor(np.stack(theirs))
+                          for c in image]
+                yield warp(image[None], m)[0], torch.tensor(np.stack(theirs))
     return largest(pairs())
 
 # --- losses and bounds

@@ -6,7 +6,6 @@
 import json, math
 from functools import lru_cache
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -15,6 +14,7 @@ from avae.affine import MODES, NAMES, PoseSpace, disc, estimate_background, regi
 from avae.affine_vae import AffineVAE
 from avae.core import check_images, json_text
 from avae.data import ImageDir, Images, crops, pad_to, split_valid
+from avae.inference import elbo, iw_bound, log_weights, posterior, second_mode
 from avae.memory import PoseMemory, agreement, candidates, centred, pose_histograms, pose_report, tally
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.optimizers import multistart, random_restarts, scan
@@ -464,6 +464,59 @@ def test_what_is_saved_gives_the_same_poses(tmp_path_factory, space, c, size, se
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(model(x), load_pretrained(folder)(x)))
+
+# --- posteriors over poses
+
+def two_samples(space, size, seed, **more): return posterior(avae(space, size, 1, **more), images(2, 1, size, seed), 40, 32)
+
+@given(spaces(NAMES[:-1]), shapes(12), SEEDS)
+def test_a_posterior_is_one(space, size, seed):
+    p = two_samples(space, size, seed)
+    assert torch.allclose(p.log_weight.exp().sum(1), torch.ones(2), atol=1e-4)
+    assert (p.log_mass <= 0).all() and torch.allclose(p.log_mass.exp().sum(1), torch.ones(2), atol=1e-3)
+    assert (p.log_mass.diff(dim=1).nan_to_num() <= 0).all() and (p.kl > -0.1).all() and (p.width >= 0).all()
+    assert ((p.effective >= 1 - 1e-3) & (p.effective <= 32 + 1e-3)).all()
+    drawn = p.sample(64, seed)
+    assert (drawn[:, :, None] == p.draws[:, None]).all(-1).any(-1).all() and torch.equal(drawn, p.sample(64, seed))
+    assert space.log_prob(p.draws[p.log_weight > -math.inf]).isfinite().all()
+
+@given(spaces(NAMES[:-1]), shapes(12), SEEDS)
+def test_evidence_less_entropy_is_the_loss(space, size, seed):
+    model, x = avae(space, size, 1), images(2, 1, size, seed)
+    p = posterior(model, x, 40, 32)
+    known = p.log_weight > -math.inf
+    loss = (p.log_weight.exp()*torch.where(known, model.energy(x, p.draws), 0)).sum(1)
+    assert torch.allclose(-p.log_evidence, loss + p.kl, rtol=1e-3, atol=1e-2)
+    assert torch.allclose(p.entropy, -p.kl, atol=1e-3)  # the prior is even over the unit cube
+    still = model(x, pose=space.identity(2)).loss
+    assert torch.allclose(p.gain, p.log_evidence + still, rtol=1e-3, atol=1e-2)
+
+@given(st.sampled_from(NAMES[:-1]).flatmap(lambda name: BOUNDS[name].map(lambda b: PoseSpace(**{name: b}))), shapes(12), SEEDS)
+def test_the_evidence_is_the_mean_over_all_poses(space, size, seed):
+    model, x = avae(space, size, 1), images(2, 1, size, seed)
+    true = (-model.energy(x, space.grid(1000).expand(2, -1, -1))).logsumexp(1) - math.log(1000)
+    p = posterior(model, x, 40, 128)
+    assert ((p.log_evidence - true).abs()[p.effective > 20] < 0.3).all()
+
+@given(searches())
+def test_the_second_mode_is_elsewhere(case):
+    space, search, budget, seed = case
+    found = search(bowl(space, 5), space, targets(space, 3, seed), budget)
+    pose, above = second_mode(found, space, 0.1)
+    some = above.isfinite()
+    assert (apart(space, pose, found.pose).amax(1)[some] > 0.1).all() and (above[some] >= 0).all()
+    far = (apart(space, found.tried, found.pose[:, None]).amax(-1) > 0.1) & found.energies.isfinite()
+    least = torch.where(far, found.energies, math.inf).amin(1)
+    assert torch.equal(some, least.isfinite()) and torch.allclose((least - found.energy).clamp_min(0)[some], above[some], atol=1e-4)
+
+@given(shapes(12), SEEDS, st.integers(1, 20))
+def test_more_codes_bound_more_tightly(size, seed, samples):
+    x, model = images(3, 1, size, seed), vae(size, 1)
+    w = log_weights(model, x, samples, seed % 1000)
+    assert w.likelihood.shape == (3, samples) and (w.kl >= 0).all()
+    assert torch.allclose(elbo(model, x, samples, seed % 1000), w.likelihood.mean(1) - w.kl, atol=1e-4)
+    each = w.likelihood + w.prior - w.posterior
+    assert (iw_bound(model, x, samples, seed % 1000) >= each.mean(1) - 1e-3).all()
 
 # --- images and tables
 

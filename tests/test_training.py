@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up(whole, tmp_path):
         def report(run, tensors, meta):
             if meta['epoch'] == 2: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
             try: save(run, tensors, meta)
-            except OSError as e: said.write_text(str(e)); raise SystemExit(3)
+            except OSError as e: said.write_text(str(e)); raise SystemExit(3) from None
         save, runs.write_checkpoint = runs.write_checkpoint, report
     assert finish(run, full) == 3
     assert said.read_text().startswith(f'cannot write {run/runs.CHECKPOINT}: ')
@@ -145,7 +145,7 @@ def test_a_run_of_one_process_goes_on_with_two(tmp_path):
     whole, run, letters = tmp_path/'whole', tmp_path/'run', toy_glyphs(96, 16)
     def part(run, stop=None, resume=False):
         def report(e):
-            if e.epoch == stop: raise SystemExit(3)
+            if e.epoch == stop: raise SystemExit(3) from None
         torch.set_num_threads(1)
         torch.manual_seed(0)
         train(AffineVAE(VAE(2, 16), TURN), letters, letters, TURN, run, resume, epochs=4, batch_size=16, device='cpu',

@@ -23,6 +23,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup, _nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from pages import Pages, describe_pictures
+from versions import mark
 
 KATEX = 'katex@0.16.11'                                              # what smalldocs asks for, and where
 KATEX_CDN = f'https://cdn.jsdelivr.net/npm/{KATEX}/dist'
@@ -189,6 +190,7 @@ def main():
     markdown_copies(docs, parts, site)
     mark_plots(docs)
     localize(docs, site, katex)
+    mark(docs, cfg.version)
     bad += [s for s in said if s.startswith('warning')]
     bad += sorted(f for f in faults(docs) if katex or KATEX_CDN not in f)
     print(*bad, f'{len(bad)} faults in {docs}' if bad else f'docs are in {docs}', sep='\n')

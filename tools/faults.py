@@ -13,7 +13,7 @@ from PIL import Image
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
 from avae.core import set_seed, write_json
-from avae.data import ImageDir, toy_glyphs
+from avae.data import toy_glyphs
 from avae.formats import read_header, read_image
 from avae.models import VAE
 from avae.training import train

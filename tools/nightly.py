@@ -13,7 +13,7 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT/"tests"), str(ROOT)]
 import hypothesis
-import conftest
+import conftest  # noqa: F401, it knows the profiles
 hypothesis.settings.load_profile("nightly")
 import test_properties
 
@@ -49,11 +49,11 @@ def main():
         for name, test in properties().items():
             if name in found or o.only not in name: continue
             found[name] = told = run(test, o.seed, folder)
-            print(f"{name}: {told['examples']} examples, {told['seconds']} s{', failed' if told['failed'] else ''}", flush=True)
-            if told["failed"]: print(told["failed"], flush=True)
+            print(f"{name}: {told['examples']} examples, {told['seconds']} s", told["failed"] or "", flush=True)
             if o.json: o.json.write_text(json.dumps(dict(seed=o.seed, properties=found), indent=1) + "\n")
     bad = [k for k, v in found.items() if v["failed"]]
-    print(f"{sum(v['examples'] for v in found.values())} examples of {len(found)} properties, {len(bad)} failed: {', '.join(bad) or 'none'}")
+    together = sum(v["examples"] for v in found.values())
+    print(f"{together} examples of {len(found)} properties, failed: {', '.join(bad) or 'none'}")
     sys.exit(bool(bad))
 
 if __name__ == "__main__": main()

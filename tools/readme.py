@@ -71,7 +71,7 @@ def readme(cfg):
     if desc := nb.frontmatter_.get('description'): parts.append(f'> {desc}')
     for c in cells: parts += code(c, pics) if c.cell_type == 'code' else [c.source]
     text = CALLOUT.sub(alert, '\n\n'.join(p.strip() for p in parts))
-    text = re.sub(r'\]\(([\w-]+\.ipynb)', rf'](nbs/\1', re.sub(r'^:::.*\n?', '', text, flags=re.M))
+    text = re.sub(r'\]\(([\w-]+\.ipynb)', r'](nbs/\1', re.sub(r'^:::.*\n?', '', text, flags=re.M))
     return {'README.md': (re.sub(r'\n{3,}', '\n\n', text) + '\n').encode(), **pics}
 
 def main():
@@ -79,7 +79,7 @@ def main():
     root, files = cfg.config_path, readme(cfg)
     stale = [n for n, d in files.items() if not (root/n).exists() or (root/n).read_bytes() != d]
     extra = [f'imgs/{p.name}' for p in (root/'imgs').glob('readme_*') if f'imgs/{p.name}' not in files]
-    links = {m for m in re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', files['README.md'].decode())}
+    links = set(re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', files['README.md'].decode()))
     if dead := [n for n in sorted(links) if n not in files and not (root/n).exists()]:
         sys.exit('README.md would link to what is not there: ' + ', '.join(dead))
     if '--check' in sys.argv and stale + extra:
