@@ -255,14 +255,17 @@ class AffineVAE(nn.Module, Pretrained):
 
     def _search(self, energy, x, budget, candidates=None, log_q=None):
         "Let the guess look at the images, if it is needed, and search with what is left of the budget."
-        cost = self.guess.passes if self.guess is not None and (candidates is None or self.trust) else 0
-        if cost:
-            budget, least = budget or default_budget(self.poses), cost + 2 + (not energy.keep)
+        cost, guess = 0, self.guess
+        if guess is not None and (candidates is None or self.trust):
+            budget = budget or default_budget(self.poses)
+            looks = guess.looks_within(budget) if self.trust else 1  # they make the guess surer, not the search
+            cost = looks*guess.passes
+            least = cost + 2 + (not energy.keep)
             if budget < least:
                 raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, "
                                  f"got {budget}")
-            energy.mixture = self.guess(x, self.background(x))
-            if candidates is None: candidates, log_q = self.guess.propose(energy.mixture, budget)
+            energy.mixture = guess(x, self.background(x), looks)
+            if candidates is None: candidates, log_q = guess.propose(energy.mixture, budget)
         known = dict(budget=budget and budget - cost, candidates=candidates, log_q=log_q)
         found = self.pose_search(energy, self.poses, x, **{k: v for k, v in known.items() if v is not None})
         return found._replace(passes=found.passes + cost)

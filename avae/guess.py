@@ -75,12 +75,41 @@ class Guess(nn.Module):
         return PoseMixture(logit[..., 0], self.anchor + self.cell*spread(offset),
                            self.cell*spread((width - 1).clamp(-5, 2).exp()))
 
-    def forward(self, x: Tensor, background: Tensor) -> PoseMixture:  # as for `raw`
-        "Where the pose of each image may be. `ValueError` for images of another size."
+    @property
+    def most_looks(self) -> int:
+        "At how many quarter turns it can look at an image: 4 if they change nothing but the angle, else 1."
+        circle = any(self.poses.periodic) and self.settings["bins"] % 4 == 0
+        square = self.size[0] == self.size[1] and torch.equal(self.window, self.window.rot90())
+        return 4 if circle and square and not any(k.startswith("shift") for k in self.poses.names) else 1
+
+    def looks_within(self, budget: int, share: float = 0.3) -> int:  # 1, 2 or 4
+        "How many looks pay, if so many passes can be spent on an image in all."
+        return max([1, *(k for k in (2, 4) if k <= self.most_looks and k*self.passes <= share*budget)])
+
+    def forward(
+        self,
+        x: Tensor,  # (N, C, H, W) in [0, 1]; NaN where nothing is known
+        background: Tensor,  # (N, C)
+        looks: int = 1,  # at so many quarter turns of the image, up to `most_looks`; each costs `passes`
+    ) -> PoseMixture:
+        "Where the pose of each image may be, by all looks together. `ValueError` for images of another size."
         if tuple(x.shape[1:]) != (self.channels, *self.size):
             raise ValueError(f"x must have the shape (N, {self.channels}, {self.size[0]}, {self.size[1]}), which the guess "
                              f"has learned, got {tuple(x.shape)}")
-        return self.calibrate(self.raw(x, background))
+        if not 1 <= looks <= self.most_looks: raise ValueError(f"looks must be 1 to {self.most_looks}, got {looks}")
+        if looks == 1: return self.calibrate(self.raw(x, background))
+        said = [self._turned(x, background, k) for k in range(looks)]
+        logit, mean, width = (torch.stack(v) for v in zip(*said))
+        sure = width.clamp_min(1e-9)**-2
+        mean, width = (sure*mean).sum(0)/sure.sum(0), torch.where(width[0] > 0, sure.mean(0)**-0.5, 0)
+        return self.calibrate(PoseMixture(logit.mean(0), mean, width))
+
+    def _turned(self, x, background, k):
+        "`raw` of the image turned by k quarters, said of the image as it is."
+        raw = self.raw(x.rot90(k, (2, 3)), background)
+        bins = self.settings["bins"]
+        back = lambda v: v.unflatten(1, (bins, -1)).roll(-k*bins//4, 1).flatten(1, 2)
+        return PoseMixture(back(raw.log_weight.log_softmax(1)), back(raw.mean - self.anchor) + self.anchor, back(raw.width))
 
     def calibrate(self, raw: PoseMixture) -> PoseMixture:
         "Weights and widths as they were found to be right on images held out."
