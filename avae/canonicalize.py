@@ -24,11 +24,12 @@ from .affine_vae import AffineVAE
 from .cluster import run_on_ray
 from .core import atomic_write, default_device, write_json
 from .data import batches, enough_shared_memory
+from .files import last_name
 from .formats import Intensity, measure_intensity, printable, read_header, read_page
 from .models import full_precision, load_pretrained
 from .inference import second_mode
 from .runs import _difference
-from .streams import Loaded, Plan, Stream, list_files, make_plan
+from .streams import Loaded, Plan, Stream, list_files, make_plan, near_or_far
 from .originals import MAT, canonical_page, page_background, pixel_mat, write_page
 
 # %% ../nbs/18_canonicalize.ipynb #09c42909
@@ -89,7 +90,7 @@ def table_of(
     return pa.Table.from_arrays(columns, schema=schema)
 
 def write_picture(
-    file: Path,  # the original
+    file: Path | str,  # the original
     page: int,
     out: Path,  # name of the canonical picture, without the suffix
     mat: Tensor,  # (3, 3) of `pixel_mat`
@@ -107,18 +108,18 @@ def write_picture(
     if fill is not None:
         low, high = intensity._range(found)
         back = torch.full_like(back, low + fill*(high - low))
-    return write_page(out, canonical_page(found, mat, back), file.suffix.lower() in (".tif", ".tiff", ".btf"))
+    return write_page(out, canonical_page(found, mat, back), last_name(file).lower().endswith((".tif", ".tiff", ".btf")))
+
 def write_pictures(
     jobs: list[tuple],  # (file, page, out, the first two rows of the matrix (6,)) of each
     **how,  # the rest of `write_picture`
 ) -> list[tuple]:  # (path, None), or (None, why there is none)
     "Write several canonical pictures. One that can no longer be read is no error, a disk that is full is."
-    done = []
-    for file, page, out, top in jobs:
+    def one(file, page, out, top):
         mat = torch.cat([torch.from_numpy(top).view(2, 3), torch.tensor([[0., 0., 1.]]).double()])
-        try: done.append((write_picture(file, page, out, mat, **how), None))
-        except ValueError as e: done.append((None, str(e)))
-    return done
+        try: return write_picture(file, page, out, mat, **how), None
+        except ValueError as e: return None, str(e)
+    return near_or_far(one, jobs)
 
 # %% ../nbs/18_canonicalize.ipynb #76e6b8e5
 def fingerprint_of(model: nn.Module) -> str:
@@ -235,10 +236,10 @@ class Canonicalization:
     def _write_pictures(self, pool, loaded, table, written, some=16, most=64):
         "Hand pictures over, some at a time; no more than some hundreds wait."
         write = partial(write_pictures, fill=_one_number(self.model.fill), intensity=self.stream.intensity, **self.stream.how)
-        mat, jobs = np.stack([table[k].to_numpy() for k in MAT], 1), []
-        for i, (name, page, several, error) in enumerate(zip(loaded.names, loaded.pages, loaded.several, loaded.errors)):
-            out = self.out/"images"/os.fsdecode(name)
-            if not error: jobs.append((i, (self.stream.plan.file(name), page, out/f"{page:06}" if several else out, mat[i])))
+        mat, jobs, plan = np.stack([table[k].to_numpy() for k in MAT], 1), [], self.stream.plan
+        for i, (number, name, page, several, error) in enumerate(zip(*loaded[:4], loaded.errors)):
+            out = self.out/"images"/plan.output(number, name, page, several)
+            if not error: jobs.append((i, (plan.file(name), page, out, mat[i])))
         first = loaded.numbers[0] % self.shards.each
         for part in (jobs[i:i + some] for i in range(0, len(jobs), some)):
             written.append(([first + i for i, _ in part], pool.submit(write, [job for _, job in part])))
@@ -254,6 +255,9 @@ class Canonicalization:
                 columns["error"][row] = error
         for name, v in columns.items():
             table = table.set_column(table.column_names.index(name), name, pa.array(v, pa.string()))
+        more = self.stream.plan.more(self.shards.numbers(k))
+        for name in more.column_names if more else ():
+            if name not in table.column_names: table = table.append_column(name, more[name].combine_chunks())
         bad, loss = table["status"].to_pylist().count("error"), table["loss"].drop_null().to_numpy()
         self.shards.write(k, table, errors=bad, passes=sum(table["passes"].drop_null().to_pylist()),
                           loss=float(loss.mean()) if len(loss) else None, seconds=round(seconds, 2))
@@ -282,7 +286,7 @@ class Canonicalized(NamedTuple):
     table: Path | None  # Parquet; beside it is the same as CSV; None while shards are missing
 
 def canonicalize(
-    data: str | Path,  # a folder of pictures, or one file
+    data: str | Path,  # a folder of pictures, a file, an address, or a table of them, as for `find_files`
     model: nn.Module | str | Path,  # an `AffineVAE`, or as for `load_pretrained`; around a `VAE` all angles are searched
     out: str | Path,  # a new folder, or one to go on with
     pictures: bool = True,  # write canonical pictures, too?
@@ -377,17 +381,14 @@ def _sweep(out):
 # %% ../nbs/18_canonicalize.ipynb #94d5f20e
 def _begin(out, model, listed, shard, pictures, how):
     "Plan and settings: the first process makes them, all others check that they want the same."
-    root, names, wanted = listed
-    if not names: raise ValueError("select names no picture")
     with FileLock(out/".plan.lock"):
         path, arrow = out/"manifest.json", out/"files.arrow"
         config = {k: v for k, v in model.config().items() if k not in ("intensity", "chunk")}
-        print_of = hashlib.sha256(repr((names, wanted)).encode()).hexdigest()[:16]
         asked = {"weights": fingerprint_of(model), "model": config, "pictures": pictures, "files": how,
-                 "fingerprint": print_of}
+                 "fingerprint": listed.fingerprint}
         asked = json.loads(json.dumps(asked, default=str))
         if not path.exists():
-            plan = make_plan(arrow, root, names, wanted, **how)
+            plan = make_plan(arrow, listed, **how)
             intensity = model.intensity or measure_intensity(_some_pages(plan, how))
             each = shard or min(10_000, max(128, math.ceil(plan.count/64)))
             model.save_pretrained(out/"model")
@@ -396,7 +397,7 @@ def _begin(out, model, listed, shard, pictures, how):
         old = json.loads(path.read_text())
         _check_same(out, old, asked | ({"shard": shard} if shard else {}) | (
             {"intensity": model.intensity.config()} if model.intensity else {}))
-    return Plan(arrow, root), old | {"intensity": Intensity(**old["intensity"])}
+    return Plan(arrow, listed.root), old | {"intensity": Intensity(**old["intensity"])}
 
 def _check_same(out, old, asked):
     "`ValueError` in one sentence if the folder was begun with something else."

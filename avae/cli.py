@@ -106,7 +106,7 @@ def _complete_data(incomplete):
 def train(
     ctx: typer.Context,
     data: Annotated[str, _DATA(metavar="FOLDER", autocompletion=_complete_data, help=
-        "A folder of images; or sample, the digits that come with the package; or mnist, fashion_mnist, kmnist or "
+        "A folder of images, a file of many (also as file.h5::name), or a table of files; or sample, the digits that come with the package; or mnist, fashion_mnist, kmnist or "
         "emnist, from the folder that AVAE_DATA names.")] = "sample",
     size: Annotated[int, _DATA(metavar="N", min=8, help=
         "Width and height in pixels to which images are brought.")] = 40,
@@ -195,11 +195,12 @@ def train(
     The folder of the run holds the weights, the losses of every epoch, two pictures, poses.png and recon.png, and what
     is needed to go on after a stop."""
     from avae.core import shell_word
+    from avae.files import full_name
     o = ctx.params | {"augment": not no_augment, "out": None, "resume": None}
     del o["no_augment"]
-    if Path(data).is_dir(): o["data"] = str(Path(data).resolve())  # the run may go on from another folder
+    o["data"] = full_name(data) or data  # the run may go on from another folder
     if resume: o = _settings_of(resume, ctx)
-    elif out is None: out = Path("runs")/f"{Path(data).name.encode(errors='ignore').decode()}-{regime}"
+    elif out is None: out = Path("runs")/f"{Path(data).name.encode(errors='ignore').decode().replace('::', '-')}-{regime}"
     elif shell_word(out)[0] == "$": raise ValueError(f"--out must be a name in UTF-8, got {shell_word(out)}: weights need one")
     _train(o, resume or out, bool(resume))
 
@@ -250,6 +251,7 @@ def _train(o, run, resume):
 def _data(o, split="train"):
     "A data set by its name, or a folder."
     from avae.data import DATASETS, ImageDir, load_dataset, mnist_sample
+    from avae.files import full_name
     if o.data == "sample": return mnist_sample(split, o.size)
     if o.data in DATASETS:
         try: return load_dataset(o.data, split, o.size, download=o.download)
@@ -257,8 +259,8 @@ def _data(o, split="train"):
             from avae.data import data_dir
             raise FileNotFoundError(f"{o.data} is not in {data_dir()}: fetch it with --download, or set AVAE_DATA "
                                     "to the folder that holds it") from e
-    if not Path(o.data).is_dir():
-        raise ValueError(f"--data must be sample, {', '.join(DATASETS)} or a folder, got {o.data!r}")
+    if not full_name(o.data):
+        raise ValueError(f"--data must be sample, {', '.join(DATASETS)}, a folder or a file, got {o.data!r}")
     return ImageDir(o.data, o.size, o.channels, o.fill, normalize=o.normalize, errors=o.errors)
 
 def _model(o, spaces, images):

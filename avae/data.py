@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from .core import check_images
-from .formats import Intensity, find_files, measure_intensity, needs_range, printable
+from .files import is_url, place_of
+from .formats import Intensity, find_files, is_table, measure_intensity, needs_range, printable
 from .formats import read_headers, read_image, read_page
 
 # %% ../nbs/02_data.ipynb #36301139
@@ -105,7 +106,7 @@ def load_dataset(
 # %% ../nbs/02_data.ipynb #91235ca3
 class Item(NamedTuple):
     "Where a picture comes from."
-    file: Path
+    file: Path | str  # or an address
     page: int  # of the file, from 0
 
 class ImageDir(Dataset):
@@ -115,7 +116,7 @@ class ImageDir(Dataset):
 
     def __init__(
         self,
-        root: str | Path,  # the folder, or a file of several pictures
+        root: str | Path,  # the folder; or a file of several pictures, or a table of files and addresses, as for `find_files`
         size: int = 64,  # side of the square canvas in pixels
         channels: int = 1,  # 1 = grey, 3 = colour
         fill: float | None = None,  # background beside an image that is not square; the median of its border if None
@@ -123,12 +124,14 @@ class ImageDir(Dataset):
         # "none", or what another set has found: its `normalize`, or `normalize.config()`
         channel: int | None = None,  # of files with several: the one to take, from 0; each is an item if None
         project: str | None = None,  # "max", "min" or "mean" over the slices of a stack; each is an item if None
-        errors: str = "raise",  # files that cannot be read: "raise", or "skip" and list them in `skipped`
+        errors: str = "raise",  # files that cannot be read: "raise", or "skip" and list them in `skipped`; one that turns
+        # out to be damaged when it is wanted is replaced by the next
     ):
         if errors not in ("raise", "skip"): raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
         normalize = Intensity(**normalize) if isinstance(normalize, dict) else normalize
         if isinstance(normalize, str): needs_range("uint8", normalize)  # a mistake is said before all files are opened
-        self.root, self.size, self.channels, self.fill = Path(root), size, channels, fill
+        self.root = place_of(root) if is_url(root) else Path(root)
+        self.size, self.channels, self.fill, self.errors = size, channels, fill, errors
         self.how = dict(channel=channel, project=project)
         files = find_files(self.root)
         headers = read_headers(files, channels=channels, **self.how)
@@ -138,8 +141,8 @@ class ImageDir(Dataset):
         self.items = [Item(f, page) for f, h in good for page in range(h.pages)]
         numbers = [h.number for _, h in good for _ in range(h.pages)]
         _tell_of_channels([f for f, h in good if "C" in h.axes])
-        self.files = [item.file for item in self.items]
-        names = [f.relative_to(self.root).parts[:-1] for f in self.files]
+        self.files, self.damaged = [item.file for item in self.items], set()
+        names = self._folders()
         self.classes = sorted({n[0] if n else "" for n in names})
         number = {c: i for i, c in enumerate(self.classes)}
         self.targets = [number[n[0] if n else ""] for n in names]
@@ -152,9 +155,26 @@ class ImageDir(Dataset):
         return f"ImageDir({printable(self.root)!r}, {told}, {self.normalize})"
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        i = range(len(self))[i]  # an `IndexError` beyond the end
+        for k in (*range(i, len(self)), *range(i)):
+            if self.items[k] in self.damaged: continue
+            try: return self._read(k), self.targets[k]
+            except ValueError as e:
+                if self.errors == "raise": raise
+                self.damaged.add(self.items[k])
+                warnings.warn(f"{e}; the next picture takes its place", stacklevel=2)
+        raise ValueError(f"none of the pictures of {printable(self.root)} can be read")
+
+    def _read(self, i):
         file, page = self.items[i]
         x = read_image(file, page, self.channels, self.fill, self.normalize, **self.how)
-        return on_canvas(x, self.size, self.fill), self.targets[i]
+        return on_canvas(x, self.size, self.fill)
+
+    def _folders(self):
+        "The folders that each file lies in, seen from the root or the table; of an address none."
+        root = self.root.parent if is_table(self.root) else self.root
+        near = lambda f: not is_url(f) and not is_url(root) and f.is_relative_to(root)
+        return [f.relative_to(root).parts[:-1] if near(f) else () for f in self.files]
 
     def _intensity(self, normalize, numbers, most=256):
         "As given, or measured on up to 256 pictures of each kind of number, evenly spread over the set."
@@ -165,8 +185,13 @@ class ImageDir(Dataset):
         for kind in sorted(k for k in set(numbers) if needs_range(k, normalize)):
             of_kind = [i for i, n in enumerate(numbers) if n == kind]
             chosen += [of_kind[k*len(of_kind)//most] for k in range(most)] if len(of_kind) > most else of_kind
-        pages = (read_page(*self.items[i], channels=self.channels, **self.how) for i in chosen)
-        return measure_intensity(pages, normalize)
+        return measure_intensity(self._pages(chosen), normalize)
+
+    def _pages(self, numbers):
+        for i in numbers:
+            try: yield read_page(*self.items[i], channels=self.channels, **self.how)
+            except ValueError:
+                if self.errors == "raise": raise
 
 def _tell_of_bad(bad, files, errors):
     if not bad: return

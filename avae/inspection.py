@@ -14,13 +14,14 @@ from torch import Tensor
 from .affine import FlatField, border, disc, estimate_background, flat_field
 from .core import check_writable, shell_word, show_images
 from .data import on_canvas
-from .formats import Intensity, find_files, measure_intensity, printable, read_headers, read_image, read_page
+from .files import last_name
+from .formats import Intensity, find_files, measure_intensity, printable, read_headers, read_image, read_page, short_name
 from .plots import save_figure
 
 # %% ../nbs/18_inspection.ipynb #b6fbcba9
 class Findings(NamedTuple):
     "What is in a folder."
-    folder: Path
+    folder: str | Path
     files: int
     pictures: int  # pages of the files that can be read
     bad: list[tuple[str, str]]  # name and reason of each file that cannot be read
@@ -37,11 +38,10 @@ class Findings(NamedTuple):
     side: int  # of the canvas that fits, in pixels
 
 def inspect_folder(
-    root: str | Path,  # a folder of pictures
+    root: str | Path,  # a folder of pictures, or another set, as for `find_files`
     most: int = 300,  # pictures to look at
 ) -> Findings:
     "Look into all files, and at some pictures. `FileNotFoundError` or `ValueError` if there are none."
-    root = Path(root)
     files = find_files(root)
     headers = read_headers(files)
     bad = [(f, str(h)) for f, h in zip(files, headers) if isinstance(h, ValueError)]
@@ -59,8 +59,8 @@ def inspect_folder(
     above = ((x - back[..., None, None])*round_mask).mean()
     kinds = [Counter(v) for v in (((h.height, h.width) for _, h in good), (h.number for _, h in good),
                                   (h.axes for _, h in good if h.pages > 1))]
-    named = [(printable(f.relative_to(root) if root.is_dir() else f.name), e) for f, e in dict(bad).items()]
-    return Findings(root, len(files), len(items), named, *map(dict, kinds), coloured, intensity, [f.name for f, _ in found], x, back.mean(1), bool(above > 0),
+    named = [(short_name(f, root), e) for f, e in dict(bad).items()]
+    return Findings(root, len(files), len(items), named, *map(dict, kinds), coloured, intensity, [last_name(f) for f, _ in found], x, back.mean(1), bool(above > 0),
                     _what_stands(x) if len(x) >= 50 else None, side)
 
 def _what_stands(x):
