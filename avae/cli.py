@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .cli_folders import _complete_weights, _words, atlas, canonicalize, look_into
+from .cli_folders import _complete_weights, _words, atlas, canonicalize, look_into, map_picture
 
 # %% ../nbs/18_cli.ipynb #ae1283fa
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -384,6 +384,7 @@ def _explorer(weights, data, fill, download=False):
 app.command("inspect", epilog="Example:  avae inspect my_images --sheet my_images.png")(look_into)
 app.command(epilog="Example:  avae canonicalize my_images --model runs/my_images-optimized --out result")(canonicalize)
 app.command(epilog="Example:  avae atlas result --table my_labels.csv --colour kind")(atlas)
+app.command("map", epilog="Examples:  avae map field.tif --model runs/mine --out maps\n\navae map film.tif --model runs/mine --out maps --objects cells.csv")(map_picture)
 
 # %% ../nbs/18_cli.ipynb #551016b9
 @app.command(epilog="Example:  avae doctor --json > doctor.json")

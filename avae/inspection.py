@@ -112,10 +112,10 @@ def in_words(
 def _reason(e): return e.split("(", 1)[-1].rstrip(")") if "can be read (" in e else e
 
 def _still_in_words(still):
+    "What was measured, and what follows from it: the limit is that of the warning in `train`, `FlatField.noticeable`."
     if still is None: return "what stands still cannot be said of less than 50 pictures"
-    light, marks = still.extent
-    if light < 0.03 and marks < 0.005: return "nothing stands still"
-    return f"{still}: train on `flat_field(x).correct(x)` with its mask, else poses may follow it"
+    if still.noticeable: return f"{still}: train on `flat_field(x).correct(x)` with its mask, else poses may follow it"
+    return "nothing stands still" if max(still.extent) < 0.005 else f"{still}: too little to lead poses astray"
 
 def train_command(
     found: Findings,
