@@ -193,7 +193,7 @@ def _go_on(keep, call, guess, optimizer):
 
 # %% ../nbs/07_guess.ipynb #c72e0195
 def fit_guess(
-    avae,  # the `AffineVAE` whose poses, mask and background it learns for
+    avae: nn.Module,  # the `AffineVAE` whose poses, mask and background it learns for
     images: Tensor | None = None,  # (M, C, H, W) in [0, 1], each in its canonical pose; what the VAE dreams if None
     pose: Tensor | None = None,  # (M, D) canonical poses of the images, found by a search; the identity if None
     epochs: int = 12,  # rounds through the images, each under a new random pose
