@@ -7,13 +7,16 @@ __all__ = ['PoseMixture', 'Guess', 'fit_guess', 'measure_passes']
 
 # %% ../nbs/07_guess.ipynb #7d062fa0
 import copy, math, time
+from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 from .affine import PoseSpace, warp
-from .core import check_images, evaluating, even_noise
+from .core import atomic_write, check_images, evaluating, even_noise, json_text
 from .data import split_valid
 from .models import PARTS, full_precision, precision
 
@@ -188,9 +191,38 @@ def _net(size, shrink, channels, widths, hidden, deep, outputs):
 
 PARTS["avae.Guess"] = Guess  # so that a model that holds one can be loaded
 
+# %% ../nbs/07_guess.ipynb #d5c5b652
+def _call(avae, draw, **settings):
+    "What decides what is learned, in numbers and words: other images or weights show in the sums."
+    x, pose = draw(0, "learn")
+    sums = [v.double().sum().item() for v in (x, x[:len(x)//2], *([] if pose is None else [pose]))]
+    return json_text(settings | dict(poses=avae.poses.config(), images=[*x.shape], sums=sums))
+
+def _write_down(keep, call, guess, optimizer, epoch):
+    "Weights, and what AdamW remembers, after so many rounds."
+    adam = {f"adam.{i}.{k}": v for i, state in optimizer.state_dict()["state"].items() for k, v in state.items()}
+    tensors = {f"guess.{k}": v for k, v in guess.state_dict().items()} | adam
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with atomic_write(keep) as tmp: tmp.write_bytes(save(tensors, {"call": call, "epoch": str(epoch)}))
+
+def _go_on(keep, call, guess, optimizer):
+    "How many rounds are done, after weights and memory were put back; 0 if there is no such file."
+    if not keep.exists(): return 0
+    try:
+        with safe_open(keep, "pt") as f: said, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e: raise ValueError(f"keep={keep} is no file of fit_guess: {e}") from e
+    if said.get("call") != call:
+        raise ValueError(f"keep={keep} is of another call of fit_guess, with other images or settings: delete it")
+    guess.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("guess.")})
+    state = {}
+    for k, v in tensors.items():
+        if k.startswith("adam."): state.setdefault(int(k.split(".")[1]), {})[k.split(".")[2]] = v
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return int(said["epoch"])
+
 # %% ../nbs/07_guess.ipynb #c72e0195
 def fit_guess(
-    avae,  # the `AffineVAE` whose poses, mask and background it learns for
+    avae: nn.Module,  # the `AffineVAE` whose poses, mask and background it learns for
     images: Tensor | None = None,  # (M, C, H, W) in [0, 1], each in its canonical pose; what the VAE dreams if None
     pose: Tensor | None = None,  # (M, D) canonical poses of the images, found by a search; the identity if None
     epochs: int = 12,  # rounds through the images, each under a new random pose
@@ -200,16 +232,17 @@ def fit_guess(
     seed: int = 0,  # same seed, same machine, same guess
     device: str | torch.device | None = None,  # that of the model if None
     passes: int | None = None,  # what it costs, measured if None
+    keep: str | Path | None = None,  # a file written after each round: the same call goes on there, if it was killed
     **settings,  # of `Guess`: bins, widths, hidden, deep
 ) -> Guess:  # in eval mode, where the model is
     """Learn to guess poses that are known, because they were applied. `ValueError` for too few images, or for images
-    or poses of another shape than the model's."""
+    or poses of another shape than the model's, and if the file is of another call."""
     home = next(avae.parameters()).device
     device = torch.device(device or home)
     teacher = copy.deepcopy(avae).to(device).eval() if device != home else avae
     with evaluating(teacher):
         draw, shape = _lessons(teacher, images, pose, seed, device)
-        guess = _learn(teacher, draw, shape, epochs, minutes, batch, lr, seed, settings)
+        guess = _learn(teacher, draw, shape, epochs, minutes, batch, lr, seed, settings, keep and Path(keep))
         guess = guess.to(home).requires_grad_(False)
     guess.passes = passes or measure_passes(avae, guess)
     return guess
@@ -238,7 +271,7 @@ def _lessons(avae, images, pose, seed, device, held=0.1, dreams=10_000):
         return images[rows], None if pose is None else pose[rows]
     return lesson, tuple(images.shape[1:])
 
-def _learn(avae, draw, shape, epochs, minutes, batch, lr, seed, settings):
+def _learn(avae, draw, shape, epochs, minutes, batch, lr, seed, settings, keep=None):
     "The loop: random poses, cross-entropy of the bin and Gaussian within it; then calibration on what was held out."
     device = next(avae.parameters()).device
     with torch.random.fork_rng():
@@ -246,7 +279,9 @@ def _learn(avae, draw, shape, epochs, minutes, batch, lr, seed, settings):
         guess = Guess(avae.poses, shape[1:], shape[0], **settings).to(device)
     if (window := avae.window(torch.zeros(1, *shape, device=device))) is not None: guess.window.copy_(window)
     optimizer, start = torch.optim.AdamW(guess.parameters(), lr, weight_decay=0.01), time.monotonic()
-    for epoch in tqdm(range(epochs), "guess", leave=False, disable=None):
+    call = keep and _call(avae, draw, epochs=epochs, batch=batch, lr=lr, seed=seed, **settings)
+    done = _go_on(keep, call, guess, optimizer) if keep else 0
+    for epoch in tqdm(range(done, epochs), "guess", leave=False, disable=None):
         if minutes and time.monotonic() - start > 60*minutes: break
         x, canonical = draw(epoch, "learn")
         target = avae.poses.sample(len(x), seed*100_003 + epoch + 1)
@@ -261,6 +296,7 @@ def _learn(avae, draw, shape, epochs, minutes, batch, lr, seed, settings):
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+        if keep: _write_down(keep, call, guess, optimizer, epoch + 1)
     x, canonical = draw(epochs, "held")
     return _calibrated(guess.eval(), avae, x, canonical, avae.poses.sample(len(x), seed*100_003), batch)
 

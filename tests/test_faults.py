@@ -14,6 +14,10 @@ def test_a_disk_that_is_full_at_any_moment():
 
 def test_two_runs_in_one_folder(): assert faults.two_at_once()
 
+def test_a_clock_that_jumps(): assert all(faults.jumping_clock(1).values())
+
+def test_no_shared_memory(): assert faults.without_shared_memory()
+
 def test_no_home_no_name_no_network(): assert faults.poor()
 
 def test_nothing_can_be_written(): assert len(faults.not_mine()) == 3

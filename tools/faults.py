@@ -6,15 +6,19 @@
 import argparse, io, os, random, resource, shutil, signal, sys, tempfile, time, traceback, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import torch
 import torch._dynamo  # what the first optimizer of a process imports: children find it there
 from PIL import Image
+from safetensors.torch import save
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
-from avae.core import set_seed, write_json
+from avae.core import atomic_write, set_seed, write_json
 from avae.data import toy_glyphs
+from avae.experiments import Experiment
 from avae.formats import read_header, read_image
+from avae.guess import fit_guess
 from avae.models import VAE
 from avae.training import train
 
@@ -63,11 +67,32 @@ def an_affine_vae(run):
     train(AffineVAE(VAE(2, 12), PoseSpace(angle=180)), x[:32], x[32:], PoseSpace(angle=180), run,
           (run/"settings.json").exists(), epochs=3, batch_size=8, align=20, save_every=2, device="cpu")
 
-WORK = {"train": a_vae, "train, Affine VAE": an_affine_vae}
+def a_guess(run):
+    "A guess is learned in a second; it goes on if it was stopped."
+    set_seed(0)
+    avae, x = AffineVAE(VAE(2, 12).eval(), PoseSpace(angle=180)), toy_glyphs(200, 12)
+    guess = fit_guess(avae, x, epochs=8, batch=25, passes=1, keep=run/"kept", bins=8, widths=(4, 4, 4), hidden=8)
+    with atomic_write(run/"guess") as tmp: tmp.write_bytes(save(guess.state_dict()))
+
+def an_experiment(run):
+    "Parts that are computed once, a training, and results that are written at the end."
+    exp = Experiment("numbers", True, run)
+    def part(k):
+        time.sleep(0.1)
+        return {"k": k, "sum": sum(range(k))}
+    parts = [exp.once(f"part{k}", part, k=k) for k in range(6)]
+    set_seed(0)
+    x = toy_glyphs(40, 12)
+    history = exp.train("run", VAE(2, 12), x[:32], x[32:], epochs=4, batch_size=8, device="cpu")
+    exp.save({"parts": parts, "losses": [(e.train, e.valid) for e in history]})
+
+WORK = {"train": a_vae, "train, Affine VAE": an_affine_vae, "fit_guess": a_guess, "reproduce": an_experiment}
 
 def results(run):
-    "What has to be the same: weights of the last and the best epoch, and the losses."
+    "What has to be the same: weights of the last and the best epoch, and the losses; a guess; the numbers of a table."
     import json
+    if (run/"guess").exists(): return (run/"guess").read_bytes()
+    if (table := run/"runs"/"numbers-quick"/"numbers.json").exists(): return table.read_bytes()
     lines = [json.loads(v) for v in (run/"metrics.jsonl").read_text().splitlines()]
     losses = [tuple(v[k] for k in ("epoch", "train", "valid", "lr", "passes")) for v in lines]
     return losses, *((run/which/"model.safetensors").read_bytes() for which in ("last", "best"))
@@ -113,6 +138,55 @@ def full_disk(n=8, seed=0):
             refused = ended(in_child(cramped)) == 3
             good += refused and ended(in_child(a_vae, run, said=said)) == 0 and results(run) == whole
     return dict(tried=n, good=good)
+
+def jumping_clock(n=2, seed=0):
+    """The clock of the computer jumps by a day back or a year ahead while each kind of work goes on, and it is killed in
+    between -> is the result the same, and does no time that is told make no sense?"""
+    pick, told = random.Random(seed), {}
+    def jumping(work, run):
+        true, off = time.time, [0.0]
+        def jump():
+            if pick.random() < 0.3: off[0] += pick.choice((-86400, 365*86400))
+            return true() + off[0]
+        time.time = jump
+        work(run)
+    for name, work in WORK.items():
+        with folder() as where:
+            start = time.monotonic()
+            assert ended(in_child(work, where/"whole")) == 0
+            seconds, same = time.monotonic() - start, True
+            for i in range(n):
+                run, pid = where/f"run{i}", in_child(jumping, work, where/f"run{i}")
+                time.sleep(pick.uniform(0.3, 0.9)*seconds)
+                os.kill(pid, signal.SIGKILL)
+                ended(pid)
+                if run.exists():  # files from tomorrow, and from long ago
+                    for k, p in enumerate(run.rglob("*")): os.utime(p, (time.time() + (86400, -365*86400)[k % 2],)*2)
+                assert ended(in_child(jumping, work, run, said=where/"said")) == 0, (where/"said").read_text()[-2000:]
+                same &= results(run) == results(where/"whole") and _sensible(run, 20*seconds + 60)
+            told[name] = same
+    return told
+
+def _sensible(run, most):
+    "Do all times in the records lie between 0 and so many seconds?"
+    import json
+    lines = [json.loads(v) for p in run.rglob("metrics.jsonl") for v in p.read_text().splitlines()]
+    return all(0 <= v["seconds"] < most and v.get("images_per_second", 0) >= 0 for v in lines)
+
+def without_shared_memory():
+    """Where /dev/shm has no room to hand images over, a training reads them without other processes, and says so -> is
+    its result the same?"""
+    with folder() as where:
+        (where/"pictures").mkdir()
+        for k, x in enumerate(toy_glyphs(12, 12)): Image.fromarray((255*x[0]).byte().numpy()).save(where/f"pictures/{k}.png")
+        def learn(run, workers, room):
+            from avae import data
+            data.shutil = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=room))
+            sys.exit(run_main(["train", "--data", str(where/"pictures"), "--size", "12", "--epochs", "2", "--valid", "4",
+                               "--workers", str(workers), "--device", "cpu", "--out", str(where/run)]))
+        for run, workers, room in (("run", 2, 0), ("whole", 0, 2**40)):
+            assert not ended(in_child(learn, run, workers, room, said=where/"said")), (where/"said").read_text()[-2000:]
+        return "shared memory" in (where/"said").read_text() and results(where/"run") == results(where/"whole")
 
 def two_at_once():
     "Two runs begin in one folder at the same time -> is one refused in a sentence, and does the other end well?"
@@ -310,7 +384,8 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=n)
     parser.add_argument("--json", help="write what was found to this file")
     o, found = parser.parse_args(), {}
-    for name, what in (("two runs in one folder", two_at_once), ("no home, no network", poor),
+    for name, what in (("two runs in one folder", two_at_once), ("no shared memory", without_shared_memory),
+                       ("a clock that jumps", jumping_clock), ("no home, no network", poor),
                        ("nothing can be written", not_mine),
                        ("kills", lambda: kills(o.kills, o.seed)), ("full disks", lambda: full_disk(o.disks, o.seed)),
                        ("damaged files", lambda: fuzz_files(o.files, o.seed)),
