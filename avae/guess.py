@@ -85,7 +85,7 @@ class Guess(nn.Module):
         square = self.size[0] == self.size[1] and torch.equal(self.window, self.window.rot90())
         return 4 if circle and square and not any(k.startswith("shift") for k in self.poses.names) else 1
 
-    def looks_within(self, budget: int, share: float = 0.3) -> int:  # 1, 2 or 4
+    def looks_within(self, budget: int, share: float = 0.5) -> int:  # 1, 2 or 4
         "How many looks pay, if so many passes can be spent on an image in all."
         return max([1, *(k for k in (2, 4) if k <= self.most_looks and k*self.passes <= share*budget)])
 
