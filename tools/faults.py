@@ -3,7 +3,7 @@
 
     python tools/faults.py --kills 50 --files 10000 --commands 2000 --json nbs/results/faults.json
 """
-import argparse, io, os, random, resource, shutil, signal, sys, tempfile, time, traceback, warnings
+import argparse, io, json, os, random, resource, shutil, signal, sys, tempfile, time, traceback, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 import numpy as np
@@ -12,6 +12,7 @@ import torch._dynamo  # what the first optimizer of a process imports: children 
 from PIL import Image
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
+from avae.canonicalize import canonicalize
 from avae.core import set_seed, write_json
 from avae.data import ImageDir, toy_glyphs
 from avae.formats import read_header, read_image
@@ -48,7 +49,7 @@ def folder():
     try: yield path
     finally: shutil.rmtree(path, ignore_errors=True)
 
-# --- a training that is stopped in any way ends as one that was not
+# --- work that is stopped in any way ends as one that was not
 
 def a_vae(run):
     "A training of a second; it goes on if it was stopped."
@@ -63,21 +64,34 @@ def an_affine_vae(run):
     train(AffineVAE(VAE(2, 12), PoseSpace(angle=180)), x[:32], x[32:], PoseSpace(angle=180), run,
           (run/"settings.json").exists(), epochs=3, batch_size=8, align=20, save_every=2, device="cpu")
 
-WORK = {"train": a_vae, "train, Affine VAE": an_affine_vae}
+def a_canonicalization(out, pictures=400):
+    "Pictures in shards of ten, read and written by processes of their own; it goes on if it was stopped."
+    set_seed(0)
+    folder = out.parent/"pictures"
+    if not folder.exists():
+        folder.mkdir()
+        for i, x in enumerate(toy_glyphs(pictures, 12)): Image.fromarray((255*x[0]).byte().numpy()).save(folder/f"{i:03}.png")
+    canonicalize(folder, AffineVAE(VAE(2, 12), PoseSpace(angle=180), budget=12), out, shard=10, device="cpu", workers=1)
+
+def everything(out):
+    "What has to be the same: all pictures, and the table."
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.suffix in (".png", ".csv") or p.name == "table.parquet"}
 
 def results(run):
     "What has to be the same: weights of the last and the best epoch, and the losses."
-    import json
     lines = [json.loads(v) for v in (run/"metrics.jsonl").read_text().splitlines()]
     losses = [tuple(v[k] for k in ("epoch", "train", "valid", "lr", "passes")) for v in lines]
     return losses, *((run/which/"model.safetensors").read_bytes() for which in ("last", "best"))
 
+WORK = {"train": (a_vae, results), "train, Affine VAE": (an_affine_vae, results), "canonicalize": (a_canonicalization, everything)}
+
 def leftovers(run): return [p.name for p in run.rglob("*") if p.name.startswith(".tmp-") or p.name == ".lock"]
 
-def kills(n, seed=0):
+def kills(n, seed=0, kinds=WORK):
     "Kill each kind of work n times, at random moments -> {kind: kills, runs that came to an end, all the same?}."
     told, pick = {}, random.Random(seed)
-    for name, work in WORK.items():
+    for name in kinds:
+        work, results = WORK[name]
         with folder() as where:
             start = time.monotonic()
             assert ended(in_child(work, where/"whole")) == 0
@@ -146,6 +160,10 @@ def good_files():
     files["npy"] = buffer.getvalue()
     np.savez_compressed(buffer := io.BytesIO(), a=grey, b=colour)
     files["npz"] = buffer.getvalue()
+    import h5py
+    for name, options in (("plain", {}), ("gzip", dict(chunks=(1, 9, 11), compression="gzip", shuffle=True, fletcher32=True))):
+        with h5py.File(buffer := io.BytesIO(), "w") as f: f.create_dataset("a/b", data=grey[None], **options)
+        files[f"HDF5 {name}"] = buffer.getvalue()
     return files
 
 def damaged(content, pick):
@@ -186,7 +204,6 @@ def read_damaged(n, seed, note):
 
 def fuzz_files(n, seed=0):
     "{read, refused}, or an error that says which file was at fault."
-    import json
     with folder() as where:
         code = ended(in_child(read_damaged, n, seed, where/"counts.json", said=where/"said"))
         if code:
@@ -308,8 +325,10 @@ def main():
     parser = argparse.ArgumentParser(description="Faults on purpose.")
     for name, n in (("kills", 50), ("disks", 20), ("files", 10000), ("commands", 2000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=n)
+    parser.add_argument("--only", choices=WORK, help="kill this kind of work, and nothing else")
     parser.add_argument("--json", help="write what was found to this file")
     o, found = parser.parse_args(), {}
+    if o.only: return print(json.dumps(kills(o.kills, o.seed, [o.only])))
     for name, what in (("two runs in one folder", two_at_once), ("no home, no network", poor),
                        ("nothing can be written", not_mine),
                        ("kills", lambda: kills(o.kills, o.seed)), ("full disks", lambda: full_disk(o.disks, o.seed)),
