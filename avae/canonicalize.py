@@ -310,7 +310,6 @@ def canonicalize(
     listed = list_files(data, select)
     _check_folder(out)
     with _only_one(out/f".lock-{rank}"):
-        if world == 1: _sweep(out)
         plan, settings = _begin(out, model, listed, shard, pictures, how)
         model.intensity = settings["intensity"]
         device, count = torch.device(device or _own_device()), plan.count
@@ -321,6 +320,7 @@ def canonicalize(
         job = Canonicalization(model, stream, shards, out, pictures, workers=workers, device=device)
         mine = range(rank, len(shards), world)
         todo, count = [k for k in mine if not shards.stats(k)], lambda some: sum(len(shards.numbers(k)) for k in some)
+        if world == 1: _sweep(out, {i//10_000 for k in todo for i in shards.numbers(k)[::9_999]} if plan.numbered else None)
         bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
         with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
             if executor == "ray": job.run_on_ray(todo, bar.update)
@@ -372,11 +372,12 @@ def _only_one(path):
     try: yield
     finally: lock.release()
 
-def _sweep(out):
-    "What a process that was killed has left half written."
-    for folder, _, files in os.walk(out):
-        for f in files:
-            if f.startswith(".tmp-"): os.unlink(os.path.join(folder, f))
+def _sweep(out, numbers):
+    "What a process that was killed has left half written: in the folders of these numbers, or, if None, in all."
+    if numbers is None: folders = [Path(f) for f, _, _ in os.walk(out/"images")]
+    else: folders = [out/"images"/f"{n:06}" for n in numbers]
+    for folder in (out, out/"shards", *folders):
+        for path in folder.glob(".tmp-*"): path.unlink(missing_ok=True)
 
 # %% ../nbs/18_canonicalize.ipynb #94d5f20e
 def _begin(out, model, listed, shard, pictures, how):

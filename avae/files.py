@@ -61,10 +61,12 @@ def fetch(
         raise ValueError(f"an address begins with {', '.join(SCHEMES)}, got {scheme}")
     for k in range(tries):
         try: return io.BytesIO(_content(url, scheme))
-        except FileNotFoundError as e: raise ValueError("nothing is at this address") from e
         except (ImportError, PermissionError, ValueError, MemoryError): raise
         except Exception as e:
-            if k + 1 == tries or 400 <= getattr(e, "status", 0) < 500: raise
+            if isinstance(e, FileNotFoundError): e = e.__cause__ or ValueError("nothing is at this address")
+            status = getattr(e, "status", 0)
+            if status in (404, 410): e = ValueError("nothing is at this address")
+            if k + 1 == tries or isinstance(e, ValueError) or 400 <= status < 500: raise e
             time.sleep(2**k)
 
 def _content(url, scheme):
@@ -141,12 +143,10 @@ def _open_zarr(folder, inner, *how):
     "An image of an OME-Zarr folder, or an array in a Zarr folder, as a row of pictures."
     if not find_spec("zarr"): raise ValueError("Zarr needs the package zarr: pip install 'avae[formats]'")
     import zarr
-    if ".." in inner.split("/"): raise ValueError(f"{inner} leads out of the folder")
-    folder, axes = folder/inner, None
+    folder, axes = _below(folder, inner), None
     if (known := _multiscales(_attributes(folder))) is not None:
         axes = "".join(a["name"] if isinstance(a, dict) else a for a in known.get("axes", "tczyx"))
-        if ".." in (path := known["datasets"][0]["path"]).split("/"): raise ValueError(f"{path} leads out of the folder")
-        folder = folder/path
+        folder = _below(folder, known["datasets"][0]["path"])
     meta = _json(folder/"zarr.json") or _json(folder/".zarray")
     if meta.get("node_type", "array") != "array" or not meta: raise ValueError("it holds no image: name one after ::")
     if bad := _codecs(meta) - CODECS: raise ValueError(f"its codec {min(bad)} is not known to be safe")
@@ -155,6 +155,10 @@ def _open_zarr(folder, inner, *how):
     _check_memory(data.chunks, data.dtype.itemsize)
     stack, shape = _array_stack(lambda: data, data.shape, how, axes and _axes_of(axes))
     return ImageFile([stack], shape, _kind_of(data.dtype), partial(_ends, stack), lambda: None)
+
+def _below(folder, path):
+    if path.startswith("/") or ".." in path.split("/"): raise ValueError(f"{path} leads out of the folder")
+    return folder/path
 
 def is_zarr(path: Path) -> bool: return any((path/n).is_file() for n in ("zarr.json", ".zgroup", ".zarray"))
 

@@ -40,7 +40,7 @@ def find_files(
     files = _walk(root)
     for kind in ((*SUFFIXES, ".zarr"), ARRAYS):
         if found := sorted(p for p in files if p.suffix.lower() in kind): return found
-    raise FileNotFoundError(f"no images in {printable(root)} ({', '.join(s[1:] for s in SUFFIXES + ARRAYS)})")
+    raise FileNotFoundError(f"no images in {printable(root)} ({', '.join(s[1:] for s in (*SUFFIXES, '.zarr', *ARRAYS))})")
 
 def _walk(root):
     "All files below a folder that are not hidden. Links to folders come last: the first name of a folder is its own."

@@ -157,7 +157,7 @@ def read_table(path: str | Path):  # -> pyarrow table
     except pa.ArrowInvalid as e: raise ValueError(f"{path} is no table that can be read ({str(e).splitlines()[0]})") from e
 
 # %% ../nbs/17_streams.ipynb #f712b316
-SINGLE = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm")
+SINGLE = r"^[a-z][a-z0-9+.-]*://[^?#]*\.(png|jpe?g|bmp|pgm|ppm)$"  # an address of one picture
 
 def make_plan(
     path: Path,  # the Arrow file to write
@@ -167,20 +167,21 @@ def make_plan(
     """Look into all files and write down their pages. A file that cannot be read counts as one; so does an address that
     ends like a single picture, which is not looked at."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     plan = Plan(path, listed.root)
     def pages_of(name):
-        file = plan.file(name)
-        if is_url(file) and last_name(file).lower().endswith(SINGLE): return 1
-        try: return read_header(file, **how).pages
+        try: return read_header(plan.file(name), **how).pages
         except ValueError: return 1
     def look(names): return [pages_of(n) for n in names]
     out = None
     bar = tqdm(desc="looking into files", leave=False, unit=" files", delay=5)
     with atomic_write(path) as tmp, ThreadPoolExecutor(8) as pool, pa.OSFile(str(tmp), "wb") as f, bar:
         for rows in listed.batches():
-            names = rows["file"].to_pylist()
+            single = pc.match_substring_regex(rows["file"], SINGLE, ignore_case=True)
+            names = rows["file"].filter(pc.invert(single)).to_pylist()
             found = pool.map(look, [names[i:i + 256] for i in range(0, len(names), 256)])
-            pages = np.array([p for part in found for p in part], np.int32)
+            pages = np.ones(len(rows), np.int32)
+            pages[~single.to_numpy(zero_copy_only=False)] = [p for part in found for p in part]
             one = rows["page"].is_valid().to_numpy(zero_copy_only=False)
             plain = dict(file=rows["file"], page=rows["page"].fill_null(0), pages=pa.array(np.where(one, 1, pages)),
                          several=pa.array(pages > 1))
@@ -188,7 +189,7 @@ def make_plan(
             if out is None:
                 out = pa.ipc.new_file(f, batch.schema.with_metadata({"numbered": "yes" if listed.numbered else "no"}))
             out.write(batch)
-            bar.update(len(names))
+            bar.update(len(rows))
         out.close()
     return plan
 

@@ -8,7 +8,7 @@ import tifffile
 import torch
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
-from avae.formats import read_header, read_image
+from avae.formats import read_header, read_image, read_page
 from avae.guess import Guess
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.runs import CHECKPOINT, read_checkpoint, write_checkpoint
@@ -209,3 +209,44 @@ def test_only_with_its_token_and_by_its_name(page):
 def test_actions_are_pinned():
     uses = [line for f in (ROOT/'.github').rglob('*.yml') for line in f.read_text().splitlines() if 'uses:' in line]
     assert uses and all(re.search(r'@[0-9a-f]{40}  # v[\d.]+$', line) for line in uses), uses
+
+def test_an_hdf5_file_shows_nothing_of_other_files(tmp_path):
+    "Its links may lead anywhere, and its pixels may lie anywhere: under any name, alone or among others."
+    import h5py
+    mine, secret = np.zeros((4, 4), 'u1'), np.full((4, 4), 7, 'u1')
+    with h5py.File(tmp_path/'secret.h5', 'w') as f: f['x'] = secret
+    (tmp_path/'secret.bin').write_bytes(secret.tobytes())
+    layout = h5py.VirtualLayout((4, 4), 'u1')
+    layout[:] = h5py.VirtualSource(tmp_path/'secret.h5', 'x', (4, 4))
+    def link(f): f['a'] = h5py.ExternalLink(str(tmp_path/'secret.h5'), 'x')
+    def group(f): f['g'] = h5py.ExternalLink(str(tmp_path/'secret.h5'), '/')
+    def soft(f): group(f); f['a'] = h5py.SoftLink('/g/x')
+    def virtual(f): f.create_virtual_dataset('a', layout)
+    def again(f): virtual(f); f['b'] = f['a']
+    def raw(f): f.create_dataset('a', (4, 4), 'u1', external=[(str(tmp_path/'secret.bin'), 0, 16)])
+    for make in (link, group, soft, virtual, again, raw):
+        for more in (False, True):
+            path = tmp_path/'given.h5'
+            with h5py.File(path, 'w') as f:
+                make(f)
+                if more: f['mine'] = mine
+            for name in ('', '::a', '::b', '::g/x', '::/g/../g/x'):
+                try: pixels = read_page(f'{path}{name}').values
+                except ValueError as e: assert len(str(e).splitlines()) == 1
+                else: assert not pixels.any(), (make.__name__, name)
+
+def test_a_zarr_folder_runs_no_code(tmp_path):
+    import zarr
+    for where in ('filters', 'compressor'):
+        zarr.create_array(str(tmp_path/where), data=np.zeros((4, 4), 'u1'), zarr_format=2, compressors=None)
+        meta = json.loads((tmp_path/where/'.zarray').read_text())
+        meta[where] = [{'id': 'pickle'}] if where == 'filters' else {'id': 'pickle'}
+        (tmp_path/where/'.zarray').write_text(json.dumps(meta))
+        (tmp_path/where/'0.0').write_bytes(PICKLE)
+        result, touched = watched(read_page, tmp_path/where, allowed=(tmp_path,))
+        assert 'pickle is not known to be safe' in str(result) and not touched, (result, touched)
+    for path in ('../secret', '/etc'):
+        (tmp_path/'given.zarr').mkdir(exist_ok=True)
+        (tmp_path/'given.zarr'/'.zgroup').write_text('{"zarr_format": 2}')
+        (tmp_path/'given.zarr'/'.zattrs').write_text(json.dumps({'multiscales': [{'datasets': [{'path': path}]}]}))
+        assert 'leads out' in str(watched(read_page, tmp_path/'given.zarr')[0])

@@ -3,7 +3,7 @@
 
     python tools/faults.py --kills 50 --files 10000 --commands 2000 --json nbs/results/faults.json
 """
-import argparse, io, os, random, resource, shutil, signal, sys, tempfile, time, traceback, warnings
+import argparse, io, json, os, random, resource, shutil, signal, sys, tempfile, time, traceback, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import save
 from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
+from avae.canonicalize import canonicalize
 from avae.core import atomic_write, set_seed, write_json
-from avae.data import toy_glyphs
+from avae.data import ImageDir, toy_glyphs
 from avae.experiments import Experiment
 from avae.formats import read_header, read_image
 from avae.guess import fit_guess
@@ -52,7 +53,7 @@ def folder():
     try: yield path
     finally: shutil.rmtree(path, ignore_errors=True)
 
-# --- a training that is stopped in any way ends as one that was not
+# --- work that is stopped in any way ends as one that was not
 
 def a_vae(run):
     "A training of a second; it goes on if it was stopped."
@@ -86,23 +87,35 @@ def an_experiment(run):
     history = exp.train("run", VAE(2, 12), x[:32], x[32:], epochs=4, batch_size=8, device="cpu")
     exp.save({"parts": parts, "losses": [(e.train, e.valid) for e in history]})
 
-WORK = {"train": a_vae, "train, Affine VAE": an_affine_vae, "fit_guess": a_guess, "reproduce": an_experiment}
+def a_canonicalization(out, pictures=400):
+    "Pictures in shards of ten, read and written by processes of their own; it goes on if it was stopped."
+    set_seed(0)
+    folder = out.parent/"pictures"
+    if not folder.exists():
+        folder.mkdir()
+        for i, x in enumerate(toy_glyphs(pictures, 12)): Image.fromarray((255*x[0]).byte().numpy()).save(folder/f"{i:03}.png")
+    canonicalize(folder, AffineVAE(VAE(2, 12), PoseSpace(angle=180), budget=12), out, shard=10, device="cpu", workers=1)
 
 def results(run):
-    "What has to be the same: weights of the last and the best epoch, and the losses; a guess; the numbers of a table."
+    "What has to be the same: weights of the last and the best epoch, and the losses; a guess; numbers; pictures and tables."
     import json
+    if (run/"table.parquet").exists():
+        return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.suffix in (".png", ".csv") or p.name == "table.parquet"}
     if (run/"guess").exists(): return (run/"guess").read_bytes()
     if (table := run/"runs"/"numbers-quick"/"numbers.json").exists(): return table.read_bytes()
     lines = [json.loads(v) for v in (run/"metrics.jsonl").read_text().splitlines()]
     losses = [tuple(v[k] for k in ("epoch", "train", "valid", "lr", "passes")) for v in lines]
     return losses, *((run/which/"model.safetensors").read_bytes() for which in ("last", "best"))
 
+WORK = {"train": a_vae, "train, Affine VAE": an_affine_vae, "fit_guess": a_guess, "reproduce": an_experiment, "canonicalize": a_canonicalization}
+
 def leftovers(run): return [p.name for p in run.rglob("*") if p.name.startswith(".tmp-") or p.name == ".lock"]
 
-def kills(n, seed=0):
+def kills(n, seed=0, kinds=WORK):
     "Kill each kind of work n times, at random moments -> {kind: kills, runs that came to an end, all the same?}."
     told, pick = {}, random.Random(seed)
-    for name, work in WORK.items():
+    for name in kinds:
+        work = WORK[name]
         with folder() as where:
             start = time.monotonic()
             assert ended(in_child(work, where/"whole")) == 0
@@ -220,6 +233,10 @@ def good_files():
     files["npy"] = buffer.getvalue()
     np.savez_compressed(buffer := io.BytesIO(), a=grey, b=colour)
     files["npz"] = buffer.getvalue()
+    import h5py
+    for name, options in (("plain", {}), ("gzip", dict(chunks=(1, 9, 11), compression="gzip", shuffle=True, fletcher32=True))):
+        with h5py.File(buffer := io.BytesIO(), "w") as f: f.create_dataset("a/b", data=grey[None], **options)
+        files[f"HDF5 {name}"] = buffer.getvalue()
     return files
 
 def damaged(content, pick):
@@ -260,7 +277,6 @@ def read_damaged(n, seed, note):
 
 def fuzz_files(n, seed=0):
     "{read, refused}, or an error that says which file was at fault."
-    import json
     with folder() as where:
         code = ended(in_child(read_damaged, n, seed, where/"counts.json", said=where/"said"))
         if code:
@@ -382,8 +398,10 @@ def main():
     parser = argparse.ArgumentParser(description="Faults on purpose.")
     for name, n in (("kills", 50), ("disks", 20), ("files", 10000), ("commands", 2000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=n)
+    parser.add_argument("--only", choices=WORK, help="kill this kind of work, and nothing else")
     parser.add_argument("--json", help="write what was found to this file")
     o, found = parser.parse_args(), {}
+    if o.only: return print(json.dumps(kills(o.kills, o.seed, [o.only])))
     for name, what in (("two runs in one folder", two_at_once), ("no shared memory", without_shared_memory),
                        ("a clock that jumps", jumping_clock), ("no home, no network", poor),
                        ("nothing can be written", not_mine),
