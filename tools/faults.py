@@ -98,7 +98,6 @@ def a_canonicalization(out, pictures=400):
 
 def results(run):
     "What has to be the same: weights of the last and the best epoch, and the losses; a guess; numbers; pictures and tables."
-    import json
     if (run/"table.parquet").exists():
         return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.suffix in (".png", ".csv") or p.name == "table.parquet"}
     if (run/"guess").exists(): return (run/"guess").read_bytes()
