@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PALETTE', 'BODY', 'STYLE', 'RECORD', 'MAP', 'HANDS', 'CARD', 'colour_wheel', 'hex_of', 'page_of', 'packed']
 
-# %% ../nbs/18_atlas_page.ipynb #27b9877d
+# %% ../nbs/18_atlas_page.ipynb #d600939c
 import hashlib, json
 from base64 import b64encode
 import numpy as np
 from .core import json_text
 
-# %% ../nbs/18_atlas_page.ipynb #8c13f8bf
+# %% ../nbs/18_atlas_page.ipynb #690d795e
 def colour_wheel(
     n: int = 64,  # colours
     lightness: float = 0.73,  # from 0, black, to 1, white
@@ -20,7 +20,8 @@ def colour_wheel(
     "Hues all around, equally light."
     hue = 2*np.pi*np.arange(n)/n
     lab = np.stack([np.full(n, lightness), chroma*np.cos(hue), chroma*np.sin(hue)])
-    cones = (np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]) @ lab)**3
+    cones = (np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728],
+                       [1, -0.0894841775, -1.2914855480]]) @ lab)**3
     linear = np.array([[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965],
                        [-0.0041960863, -0.7034186147, 1.7076147010]]) @ cones
     return np.where(linear > 0.0031308, 1.055*linear.clip(1e-9)**(1/2.4) - 0.055, 12.92*linear).clip(0, 1).T
@@ -31,19 +32,24 @@ def hex_of(
     "Colours as a browser takes them."
     return ["#" + "".join(f"{round(255*v):02x}" for v in c) for c in rgb]
 
-PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#a89a00", "#8e6bbf", "#7a5230", "#e0457b"]  # of words
+PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00",  # of words
+           "#56b4e9", "#a89a00", "#8e6bbf", "#7a5230", "#e0457b"]
 
-# %% ../nbs/18_atlas_page.ipynb #4a304492
+# %% ../nbs/18_atlas_page.ipynb #bfbda730
 BODY = """<header><h1 id="title"></h1><p id="what"></p></header>
-<section id="worst" aria-labelledby="odd-ones"><h2 id="odd-ones">The odd ones <small>largest loss</small></h2><div id="odd"></div></section>
+<section id="worst" aria-labelledby="odd-ones">
+  <h2 id="odd-ones">The odd ones <small>largest excess</small></h2><div id="odd"></div></section>
 <main>
-  <canvas id="map" tabindex="0" role="application" aria-label="Map of the pictures" aria-describedby="keys"></canvas>
+  <canvas id="map" tabindex="0" role="application" aria-label="Map of the pictures" aria-describedby="keys">
+  </canvas>
   <div class="bar" id="tools" role="group" aria-label="Tools">
     <label><input type="radio" name="tool" value="move" checked>Move</label>
     <label><input type="radio" name="tool" value="box">Box</label>
     <label><input type="radio" name="tool" value="lasso">Lasso</label>
-    <button id="in" aria-label="Zoom in">+</button><button id="out" aria-label="Zoom out">−</button><button id="all">All</button>
-    <label>Show <select id="show"><option value="44">pictures</option><option value="26">small pictures</option><option value="0">dots</option></select></label>
+    <button id="in" aria-label="Zoom in">+</button><button id="out" aria-label="Zoom out">−</button>
+    <button id="all">All</button>
+    <label>Show <select id="show"><option value="44">pictures</option><option value="26">small pictures</option>
+      <option value="0">dots</option></select></label>
   </div>
   <div class="bar" id="legend"><label>Colour <select id="by"></select></label><span id="scale"></span></div>
   <div class="bar" id="said" role="status" aria-live="polite"></div>
@@ -55,14 +61,17 @@ BODY = """<header><h1 id="title"></h1><p id="what"></p></header>
   <details open><summary>How to read it</summary><p id="how"></p>
   <dl id="keys"><dt>click</dt><dd>look at a picture</dd><dt>wheel, drag</dt><dd>zoom, move</dd>
   <dt><kbd>Shift</kbd> drag</dt><dd>choose a box</dd><dt><kbd>← ↑ ↓ →</kbd></dt><dd>next picture that way</dd>
-  <dt><kbd>Space</kbd></dt><dd>choose it, or not</dd><dt><kbd>+</kbd> <kbd>−</kbd> <kbd>0</kbd></dt><dd>zoom in, out, see all</dd>
+  <dt><kbd>Space</kbd></dt><dd>choose it, or not</dd>
+  <dt><kbd>+</kbd> <kbd>−</kbd> <kbd>0</kbd></dt><dd>zoom in, out, see all</dd>
   <dt><kbd>Esc</kbd></dt><dd>choose nothing</dd></dl></details>
 </aside>"""
 
-# %% ../nbs/18_atlas_page.ipynb #d2aaee2b
-STYLE = """:root { color-scheme: light dark; --ground: #f4f4f2; --paper: #fff; --ink: #1a1a1a; --soft: #595959; --line: #d4d4d0; --mark: #0060a8 }
+# %% ../nbs/18_atlas_page.ipynb #ac95f21c
+STYLE = """:root { color-scheme: light dark;
+  --ground: #f4f4f2; --paper: #fff; --ink: #1a1a1a; --soft: #595959; --line: #d4d4d0; --mark: #0060a8 }
 @media (prefers-color-scheme: dark) {
-  :root { --ground: #101214; --paper: #191c1f; --ink: #ececec; --soft: #b0b4b8; --line: #3a3f44; --mark: #6cb8f5 } }
+  :root { --ground: #101214; --paper: #191c1f; --ink: #ececec; --soft: #b0b4b8; --line: #3a3f44; --mark: #6cb8f5 }
+}
 * { box-sizing: border-box }
 html, body { height: 100%; margin: 0 }
 body { display: grid; grid-template: auto auto 1fr / minmax(0, 1fr) 340px; background: var(--paper); color: var(--ink);
@@ -80,19 +89,24 @@ header p { margin: 0; color: var(--soft) }
 main { position: relative; min-height: 0; border-top: 1px solid var(--line); background: var(--ground) }
 canvas { position: absolute; inset: 0; width: 100%; height: 100%; touch-action: none; cursor: grab }
 canvas.aims { cursor: crosshair }
-.bar { position: absolute; display: flex; flex-wrap: wrap; gap: 4px 6px; align-items: center; padding: 5px 8px; border-radius: 8px;
-  background: var(--paper); border: 1px solid var(--line); max-width: calc(100% - 20px) }
-#tools { top: 10px; left: 10px } #legend { bottom: 10px; left: 10px } #said { top: 10px; right: 10px; color: var(--soft); overflow-wrap: anywhere }
+.bar { position: absolute; display: flex; flex-wrap: wrap; gap: 4px 6px; align-items: center; padding: 5px 8px;
+  border-radius: 8px; background: var(--paper); border: 1px solid var(--line); max-width: calc(100% - 20px) }
+#tools { top: 10px; left: 10px } #legend { bottom: 10px; left: 10px }
+#said { top: 10px; right: 10px; color: var(--soft); overflow-wrap: anywhere }
 #said:empty { display: none }
 button, select, input { font: inherit; color: inherit } select { max-width: 150px }
-.bar button, aside button.plain { background: none; border: 1px solid var(--line); border-radius: 6px; padding: 1px 9px; cursor: pointer }
+.bar button, aside button.plain { background: none; border: 1px solid var(--line); border-radius: 6px; padding: 1px 9px;
+  cursor: pointer }
 .bar button:hover, aside button.plain:hover { border-color: var(--mark) }
-.bar label { display: inline-flex; gap: 4px; align-items: center } .bar input[type=number] { width: 84px }
-#ramp { width: 150px; height: 12px; border-radius: 3px } .words button { display: inline-flex; gap: 5px; align-items: center }
+.bar label { display: inline-flex; gap: 4px; align-items: center }
+.bar input[type=number] { width: 84px }
+#ramp { width: 150px; height: 12px; border-radius: 3px }
+.words button { display: inline-flex; gap: 5px; align-items: center }
 .words i { width: 11px; height: 11px; border-radius: 3px }
 aside { border-left: 1px solid var(--line); border-top: 1px solid var(--line); padding: 14px 16px; overflow: auto; min-height: 0 }
 aside h2 { font-size: 15px; overflow-wrap: anywhere; margin-bottom: 8px } aside h3 { font-size: 13px; margin: 14px 0 5px }
-.shots { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; text-align: center; font-size: 12px; color: var(--soft) }
+.shots { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; text-align: center; font-size: 12px;
+  color: var(--soft) }
 .shot { aspect-ratio: 1; border-radius: 4px; background: var(--line) no-repeat; margin-bottom: 2px }
 .others { display: flex; flex-wrap: wrap; gap: 5px }
 table { border-collapse: collapse; width: 100%; margin-top: 12px; font-variant-numeric: tabular-nums }
@@ -100,12 +114,13 @@ td { padding: 2px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhe
   text-align: left; padding: 2px 8px 2px 0; color: var(--soft); border-bottom: 1px solid var(--line) }
 kbd { border: 1px solid var(--line); border-radius: 4px; padding: 0 4px; font: 12px ui-monospace, monospace }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 3px 10px; margin: 8px 0 } dd { margin: 0 }
-#chosen { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px; margin-bottom: 12px }
+#chosen { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px;
+  margin-bottom: 12px }
 summary { cursor: pointer; color: var(--soft); margin-top: 14px } details p { margin: 8px 0 }
 #chosen[hidden] { display: none } #chosen p { margin: 0 0 6px }
 @media (max-width: 760px) { body { display: block; height: auto } main { height: 70vh } aside { border-left: 0 } }"""
 
-# %% ../nbs/18_atlas_page.ipynb #286300d2
+# %% ../nbs/18_atlas_page.ipynb #22d8c95e
 RECORD = """"use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent), N = D.n
 const numbers = (text, T = Float32Array) => {
@@ -113,20 +128,24 @@ const numbers = (text, T = Float32Array) => {
   for (let i = 0; i < s.length; i++) b[i] = s.charCodeAt(i)
   return new T(b.buffer) }
 const X = numbers(D.x), Y = numbers(D.y), first = D.first, deepest = first.length - 1
-const make = (kind, text, set = {}) => Object.assign(document.createElement(kind), text === undefined ? {} : {textContent: text}, set)
-const values = k => k.values ??= numbers(k.data, k.exact ? Float64Array : Float32Array)               // of a column, unpacked when it is wanted
+const make = (kind, text, set = {}) =>
+  Object.assign(document.createElement(kind), text === undefined ? {} : {textContent: text}, set)
+const values = k => k.values ??= numbers(k.data, k.exact ? Float64Array : Float32Array)  // of a column, when it is wanted
 const told = (k, i) => {
   const v = values(k)[i]
   if (Number.isNaN(v)) return "–"
   if (k.words) return k.words[v]
   if (k.kind == "flag") return v ? "yes" : "no"
   return `${Number.isInteger(v) ? v : Number(v.toPrecision(4))}${k.unit}` }
-const page = D.columns.find(k => k.name == "page"), nameOf = i => D.names[i] + (page ? `, page ${told(page, i)}` : "")
+const page = D.columns.find(k => k.name == "page")
+const nameOf = i => D.names[i] + (page ? `, page ${told(page, i)}` : "")
 
-const rgb = hex => 0xff000000 | parseInt(hex.slice(5, 7), 16) << 16 | parseInt(hex.slice(3, 5), 16) << 8 | parseInt(hex.slice(1, 3), 16)
+const part = (hex, i) => parseInt(hex.slice(i, i + 2), 16), two = v => (v & 0xff | 0x100).toString(16).slice(1)
+const rgb = hex => 0xff000000 | part(hex, 5) << 16 | part(hex, 3) << 8 | part(hex, 1)
+const hex = c => `#${two(c)}${two(c >> 8)}${two(c >> 16)}`
 const NONE = "#8a8a8a", shade = new Uint32Array(N)
 function colour(k) {                                            // of each picture, by a column
-  const v = values(k), ramp = (k.kind == "words" || k.kind == "flag" ? D.palette : D.ramps[k.kind]).map(rgb), none = rgb(NONE)
+  const v = values(k), ramp = (D.ramps[k.kind] ?? D.palette).map(rgb), none = rgb(NONE)
   for (let i = 0; i < N; i++) {
     let at = v[i]
     if (k.kind == "cycle") at = ((at - k.low)/(k.high - k.low) % 1 + 1) % 1*ramp.length
@@ -147,18 +166,22 @@ const say = text => { $("said").textContent = text }
 const backdrop = (e, name, cols, rows, k) => {                  // picture k of a sheet, as large as the element
   e.style.backgroundImage = `url("${D.folder}/${name}.jpg")`
   e.style.backgroundSize = `${100*cols}% ${100*rows}%`
-  e.style.backgroundPosition = `${cols > 1 ? 100*(k % cols)/(cols - 1) : 0}% ${rows > 1 ? 100*Math.floor(k/cols)/(rows - 1) : 0}%`
+  const at = (i, n) => n > 1 ? 100*i/(n - 1) : 0
+  e.style.backgroundPosition = `${at(k % cols, cols)}% ${at(Math.floor(k/cols), rows)}%`
   return e }
 const rowsOf = (name, per, cols, last) => Math.ceil(Math.min(per, last - name*per)/cols)  // the last sheet is shorter"""
 
-# %% ../nbs/18_atlas_page.ipynb #8122ec83
+# %% ../nbs/18_atlas_page.ipynb #ae70f8dc
 MAP = """const canvas = $("map"), ctx = canvas.getContext("2d")
 let least = 44                                                  // side of a picture on the screen, at least; 0: dots
-let w = 1, h = 1, s = 1, cx = D.wide/2, cy = 0.5, waiting = false, now = -1, chosen = new Uint8Array(N), many = 0, drawn = [], lit = null, image = null
+let w = 1, h = 1, s = 1, cx = D.wide/2, cy = 0.5                // size of the canvas, pixels for a unit of the map, its middle
+let now = -1, chosen = new Uint8Array(N), many = 0, drawn = [], waiting = false, lit = null, image = null
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw) } }
 const levelNow = () => Math.max(0, Math.min(deepest, Math.floor(Math.log2(s/(least || 44)))))
-const fit = () => { measure(); cx = D.wide/2; cy = 0.5; s = 0.97*Math.min(w/D.wide, Math.max(100, h - 100)); redraw() }
+const fit = () => {
+  measure(); cx = D.wide/2; cy = 0.5
+  s = 0.97*Math.min(w/D.wide, Math.max(100, h - 100)); redraw() }
 const measure = () => { w = canvas.clientWidth; h = canvas.clientHeight }
 
 function draw() {
@@ -174,7 +197,7 @@ function draw() {
   if (drawn.length > 1) outline() }
 
 const sizeNow = () => least ? Math.min(s/2**levelNow(), 120) : 0
-function placeOf(i) {                                           // middle on the screen; pictures stand in the middle of their cell
+function placeOf(i) {                                           // on the screen; pictures stand in the middle of their cell
   const n = 2**levelNow()
   const x = least ? (Math.floor(X[i]*n) + 0.5)/n : X[i], y = least ? (Math.floor(Y[i]*n) + 0.5)/n : Y[i]
   return [(x - cx)*s + w/2, (y - cy)*s + h/2] }
@@ -184,14 +207,14 @@ function drawPictures(r) {                                // one of each cell; t
   ctx.setTransform(r, 0, 0, r, 0, 0)
   ctx.fillStyle = style("--ground"); ctx.fillRect(0, 0, w, h)
   const light = many ? cellsOfChosen() : null
-  const x0 = cx - (w/2 + size)/s, x1 = cx + (w/2 + size)/s, y0 = cy - (h/2 + size)/s, y1 = cy + (h/2 + size)/s
+  const dx = (w/2 + size)/s, dy = (h/2 + size)/s, x0 = cx - dx, x1 = cx + dx, y0 = cy - dy, y1 = cy + dy
   for (let i = 0, last = first[levelNow()]; i < last; i++) {
     if (X[i] < x0 || X[i] > x1 || Y[i] < y0 || Y[i] > y1) continue
     const [x, y] = placeOf(i)
-    const left = Math.round(x - inner/2), top = Math.round(y - inner/2), image = sheet(`s${Math.floor(i/per)}`), k = i % per
+    const left = Math.round(x - inner/2), top = Math.round(y - inner/2), k = i % per
+    const image = sheet(`s${Math.floor(i/per)}`)
     ctx.globalAlpha = light && !light.has(cellOf(i)) ? 0.22 : 1
-    ctx.fillStyle = `#${(shade[i] & 0xff | 0x100).toString(16).slice(1)}${(shade[i] >> 8 & 0xff | 0x100).toString(16).slice(1)}${
-      (shade[i] >> 16 & 0xff | 0x100).toString(16).slice(1)}`
+    ctx.fillStyle = hex(shade[i])
     ctx.fillRect(left - frame, top - frame, inner + 2*frame, inner + 2*frame)
     if (image.ready) ctx.drawImage(image, k % D.per*T, Math.floor(k/D.per)*T, T, T, left, top, inner, inner) }
   ctx.globalAlpha = 1 }
@@ -208,7 +231,8 @@ function drawDots(r) {                                    // by hand: 100,000 of
   const W = canvas.width, H = canvas.height
   if (image?.width != W || image.height != H) image = ctx.createImageData(W, H)
   const px = new Uint32Array(image.data.buffer)
-  const radius = r*Math.min(6, Math.max(1.5, s/Math.sqrt(N)/5)), R = Math.floor(radius), faint = rgb(style("--line"))
+  const radius = r*Math.min(6, Math.max(1.5, s/Math.sqrt(N)/5)), R = Math.floor(radius)
+  const faint = rgb(style("--line"))
   const half = Array.from({length: 2*R + 1}, (_, k) => Math.floor(Math.sqrt(radius**2 - (k - R)**2)))
   px.fill(rgb(style("--ground")))
   for (const wanted of many ? [0, 1] : [0])                     // those that are chosen lie on top
@@ -217,7 +241,9 @@ function drawDots(r) {                                    // by hand: 100,000 of
       const x = Math.round(((X[i] - cx)*s + w/2)*r), y = Math.round(((Y[i] - cy)*s + h/2)*r)
       if (x < R || y < R || x >= W - R || y >= H - R) continue
       const c = many && !wanted ? faint : shade[i]
-      for (let k = -R; k <= R; k++) for (let o = (y + k)*W + x - half[k + R], end = o + 2*half[k + R]; o <= end; o++) px[o] = c }
+      for (let k = -R; k <= R; k++) {
+        const o = (y + k)*W + x, d = half[k + R]
+        for (let p = o - d; p <= o + d; p++) px[p] = c } }
   ctx.putImageData(image, 0, 0) }
 
 function ring(x, y) {
@@ -228,7 +254,7 @@ function outline() {
   ctx.closePath(); ctx.lineWidth = 2; ctx.strokeStyle = style("--mark"); ctx.stroke()
   ctx.globalAlpha = 0.15; ctx.fillStyle = style("--mark"); ctx.fill(); ctx.globalAlpha = 1 }"""
 
-# %% ../nbs/18_atlas_page.ipynb #72cd4e34
+# %% ../nbs/18_atlas_page.ipynb #41f55a7b
 HANDS = """function nearest(x, y, reach) {                                 // the picture under a point of the screen, or -1
   const last = least ? first[levelNow()] : N
   let best = -1, d = reach
@@ -282,7 +308,9 @@ canvas.onpointerup = canvas.onpointercancel = e => {
   if (!moved && e.type == "pointerup") { const i = under(...from.at); if (i >= 0) show(i) }
   else if (drawn.length > 2 && e.type == "pointerup") choose(inside(drawn))
   from = null; drawn = []; redraw() }
-canvas.addEventListener("wheel", e => { e.preventDefault(); zoom(Math.exp(-Math.max(-60, Math.min(60, e.deltaY))/300), ...at(e)) }, {passive: false})
+canvas.addEventListener("wheel", e => {
+  e.preventDefault()
+  zoom(Math.exp(-Math.max(-60, Math.min(60, e.deltaY))/300), ...at(e)) }, {passive: false})
 
 function step(dx, dy) {                                         // to the next picture in a direction
   const [x, y] = now < 0 ? [w/2, h/2] : placeOf(now)
@@ -292,14 +320,15 @@ function step(dx, dy) {                                         // to the next p
     const [px, py] = placeOf(i), a = (px - x)*dx + (py - y)*dy, b = Math.abs((px - x)*dy) + Math.abs((py - y)*dx)
     if (a > 1 && b <= 2*a && a + 3*b < d) { d = a + 3*b; best = i } }
   if (best >= 0) show(best, true) }
-const KEYS = {ArrowLeft: () => step(-1, 0), ArrowRight: () => step(1, 0), ArrowUp: () => step(0, -1), ArrowDown: () => step(0, 1),
-  "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8), 0: fit, Escape: chooseNone,
+const KEYS = {ArrowLeft: () => step(-1, 0), ArrowRight: () => step(1, 0), ArrowUp: () => step(0, -1),
+  ArrowDown: () => step(0, 1),   "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8), 0: fit, Escape: chooseNone,
   " ": () => { if (now >= 0) choose([now], 1 - chosen[now]) }}
 canvas.onkeydown = e => { if (KEYS[e.key] && !e.ctrlKey && !e.metaKey) { e.preventDefault(); KEYS[e.key]() } }"""
 
-# %% ../nbs/18_atlas_page.ipynb #eaa926ad
+# %% ../nbs/18_atlas_page.ipynb #7786b401
 CARD = """function thumb(i, sheetName, cols, rows, k) {
-  const b = backdrop(make("button", undefined, {className: "thumb", title: nameOf(i), onclick: () => show(i, true)}), sheetName, cols, rows, k)
+  const b = make("button", undefined, {className: "thumb", title: nameOf(i), onclick: () => show(i, true)})
+  backdrop(b, sheetName, cols, rows, k)
   b.setAttribute("aria-label", nameOf(i)); b.setAttribute("aria-pressed", i == now)
   return b }
 function button(i) {                                            // a button with the picture of i
@@ -308,7 +337,8 @@ function button(i) {                                            // a button with
 
 function show(i, follow = false) {                              // the card of one picture
   now = i
-  const card = $("card"), shots = make("div", undefined, {className: "shots"}), rows = make("table"), sheetNumber = Math.floor(i/D.large)
+  const card = $("card"), shots = make("div", undefined, {className: "shots"}), rows = make("table")
+  const sheetNumber = Math.floor(i/D.large)
   card.replaceChildren(make("h2", D.names[i]), shots, rows)
   for (const [k, name] of ["original", "canonical", "reconstruction"].entries()) {
     const box = make("div"), shot = make("div", undefined, {className: "shot"})
@@ -338,24 +368,31 @@ function intoView(i) {
 
 function legend() {                                             // what the colours mean, and a way to choose by them
   const k = D.columns[$("by").value], box = $("scale")
-  box.replaceChildren(); box.className = "bar-part " + (k.kind == "words" ? "words" : "")
+  box.replaceChildren(); box.className = D.ramps[k.kind] ? "" : "words"
   colour(k); redraw()
   if (k.kind == "words" || k.kind == "flag") {
-    box.className = "words"
     ;(k.kind == "flag" ? ["no", "yes"] : k.words).slice(0, D.palette.length).forEach((word, c) => {
-      const b = make("button", undefined, {onclick: () => choose(picked(v => v == c, k))}), dot = make("i")
-      dot.style.background = D.palette[c]; b.append(dot, word); box.append(b) })
-    if (k.words?.length > D.palette.length) {
-      const b = make("button", undefined, {onclick: () => choose(picked(v => v >= D.palette.length, k))}), dot = make("i")
-      dot.style.background = NONE; b.append(dot, "others"); box.append(b) }
+      box.append(swatch(D.palette[c], word, k, v => v == c)) })
+    if (k.words?.length > D.palette.length) box.append(swatch(NONE, "others", k, v => v >= D.palette.length))
     return }
-  const ramp = make("span", undefined, {id: "ramp"}), ends = [k.low, k.high].map(v => `${Number(v.toPrecision(3))}${k.unit}`)
+  const ramp = make("span", undefined, {id: "ramp"})
+  const ends = [k.low, k.high].map(v => `${Number(v.toPrecision(3))}${k.unit}`)
   ramp.style.cssText = `display: inline-block; background: linear-gradient(90deg, ${D.ramps[k.kind].join()})`
   const [a, b] = ["at least", "at most"].map(name => {
-    const e = make("input", undefined, {type: "number", step: "any", placeholder: name}); e.setAttribute("aria-label", `${k.name} ${name}`); return e })
-  const go = make("button", "Choose", {onclick: () => choose(picked(v => (a.value == "" || v >= a.value) && (b.value == "" || v <= b.value), k))})
+    const e = make("input", undefined, {type: "number", step: "any", placeholder: name})
+    e.setAttribute("aria-label", `${k.name} ${name}`)
+    return e })
+  const within = v => (a.value == "" || v >= a.value) && (b.value == "" || v <= b.value)
+  const go = make("button", "Choose", {onclick: () => choose(picked(within, k))})
   box.append(ends[0] + " ", ramp, " " + ends[1] + " ", a, b, go) }
-const picked = (wanted, k) => { const v = values(k), out = []; for (let i = 0; i < N; i++) if (wanted(v[i])) out.push(i); return out }
+function swatch(colour, word, k, wanted) {                      // a button that chooses all of one colour
+  const b = make("button", undefined, {onclick: () => choose(picked(wanted, k))}), dot = make("i")
+  dot.style.background = colour; b.append(dot, word)
+  return b }
+function picked(wanted, k) {
+  const v = values(k), out = []
+  for (let i = 0; i < N; i++) if (wanted(v[i])) out.push(i)
+  return out }
 
 const quoted = text => /[",\\n\\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text
 function csv() {                                                // the names of what is chosen, for `avae canonicalize --select`
@@ -363,12 +400,14 @@ function csv() {                                                // the names of 
   for (let i = 0; i < N; i++) if (chosen[i]) lines.push(`${quoted(D.names[i])},${page ? values(page)[i] : 0}`)
   return lines.join("\\n") + "\\n" }
 $("save").onclick = () => {
-  const link = make("a", undefined, {href: URL.createObjectURL(new Blob([csv()], {type: "text/csv"})), download: "chosen.csv"})
-  link.click(); setTimeout(() => URL.revokeObjectURL(link.href), 10000) }
+  const href = URL.createObjectURL(new Blob([csv()], {type: "text/csv"}))
+  const link = make("a", undefined, {href, download: "chosen.csv"})
+  link.click(); setTimeout(() => URL.revokeObjectURL(href), 10000) }
 $("clear").onclick = chooseNone
 $("in").onclick = () => zoom(1.5); $("out").onclick = () => zoom(1/1.5); $("all").onclick = fit
 $("show").onchange = () => { least = Number($("show").value); lit = null; redraw() }; $("by").onchange = legend
-for (const e of document.getElementsByName("tool")) e.onchange = () => { canvas.className = tool() == "move" ? "" : "aims" }
+for (const e of document.getElementsByName("tool"))
+  e.onchange = () => { canvas.className = tool() == "move" ? "" : "aims" }
 
 document.title = $("title").textContent = D.title
 $("what").textContent = D.what; $("how").textContent = D.how
@@ -379,7 +418,7 @@ addEventListener("resize", redraw)
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw)
 legend(); fit()"""
 
-# %% ../nbs/18_atlas_page.ipynb #61246794
+# %% ../nbs/18_atlas_page.ipynb #2b0bfe81
 def page_of(
     record: dict,  # what `RECORD` reads
 ) -> str:  # HTML
@@ -388,9 +427,11 @@ def page_of(
     sha = lambda text: f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
     policy = f"default-src 'none'; img-src 'self' file:; script-src {sha(script)}; style-src 'unsafe-inline'"
     data = json_text(record).replace("<", "\\u003c")  # no name can end the element
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Atlas</title>\n<style>{STYLE}</style></head>\n'
-            f'<body>{BODY}\n<script type="application/json" id="data">{data}</script>\n<script>{script}</script></body></html>\n')
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Atlas</title>\n'
+            f'<style>{STYLE}</style></head>\n<body>{BODY}\n<script type="application/json" id="data">{data}</script>\n'
+            f'<script>{script}</script></body></html>\n')
 
 def packed(
     v: np.ndarray,  # (N,) floats

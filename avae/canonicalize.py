@@ -312,6 +312,7 @@ def canonicalize(
     with _only_one(out/f".lock-{rank}"):
         plan, settings = _begin(out, model, listed, shard, pictures, how)
         model.intensity = settings["intensity"]
+        _remember(out, model, plan.folder)
         device, count = torch.device(device or _own_device()), plan.count
         if workers is None: workers = min(8, max(1, (os.cpu_count() or 2) - 1)) if device.type == "cuda" else int(executor != "ray")
         stream = Stream(plan, size, _one_number(model.fill), settings["intensity"], **how)
@@ -392,9 +393,7 @@ def _begin(out, model, listed, shard, pictures, how):
             plan = make_plan(arrow, listed, **how)
             intensity = model.intensity or measure_intensity(_some_pages(plan, how))
             each = shard or min(10_000, max(128, math.ceil(plan.count/64)))
-            model.save_pretrained(out/"model")
-            write_json(path, asked | {"images": plan.count, "shard": each, "intensity": intensity.config(),
-                                      "folder": str(root.resolve())})
+            write_json(path, asked | {"images": plan.count, "shard": each, "intensity": intensity.config()})
         old = json.loads(path.read_text())
         _check_same(out, old, asked | ({"shard": shard} if shard else {}) | (
             {"intensity": model.intensity.config()} if model.intensity else {}))
@@ -430,6 +429,13 @@ def _merge(out, shards, fresh, start, most=10_000_000):
                 binary.write_table(table)
                 words.write_table(table)
     return done(path)
+
+def _remember(out, model, folder):
+    "What is needed to look at the result later: the model, and where the pictures were."
+    with FileLock(out/".plan.lock"):
+        if (out/"source.json").exists(): return
+        model.save_pretrained(out/"model")
+        write_json(out/"source.json", {"folder": str(Path(folder).resolve())})
 
 # %% ../nbs/18_canonicalize.ipynb #f55fca4d
 def in_words(

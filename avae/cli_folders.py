@@ -48,16 +48,19 @@ def canonicalize(
         "Only the files and pages that this table names, Parquet or CSV.")] = None,
     budget: Annotated[Optional[int], typer.Option(metavar="N", min=4, show_default="that of the model", help=
         "Passes per image that the search may spend.")] = None,
-    device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help="cuda, mps or cpu.")] = None,
+    device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help=
+        "cuda, mps or cpu.")] = None,
     workers: Annotated[Optional[int], typer.Option(metavar="N", min=0, show_default="1, or up to 8 beside a GPU", help=
         "Processes that read the pictures.")] = None,
-    executor: Annotated[str, typer.Option(**_words("here", "ray"), help="Who works: this process, or a Ray cluster.")] = "here",
+    executor: Annotated[str, typer.Option(**_words("here", "ray"), help=
+        "Who works: this process, or a Ray cluster.")] = "here",
 ):
     """Bring pictures into canonical pose, and write a table of poses, losses and codes.
 
     The pictures keep their depth, colour and resolution. What was interrupted goes on with the same command."""
     from avae.canonicalize import canonicalize, in_words
-    try: done = canonicalize(data, model, out, not no_images, select, budget, device=device, workers=workers, executor=executor)
+    how = dict(device=device, workers=workers, executor=executor)
+    try: done = canonicalize(data, model, out, not no_images, select, budget, **how)
     except KeyboardInterrupt: sys.exit("avae: interrupted, the same command goes on with what is left")
     print(in_words(done))
 
@@ -66,14 +69,16 @@ def atlas(
     out: Annotated[Path, typer.Argument(metavar="RESULT", help="A folder that avae canonicalize has written.")],
     table: Annotated[Optional[Path], typer.Option(metavar="TABLE", help=
         "Columns of your own, Parquet or CSV, by file, and page if a file has several.")] = None,
-    colour: Annotated[Optional[str], typer.Option("--colour", "--color", metavar="COLUMN", show_default="the loss, or that of the table", help=
-        "Column that colours the pictures at first.")] = None,
+    colour: Annotated[Optional[str], typer.Option("--colour", "--color", metavar="COLUMN", help=
+        "Column that colours the pictures at first.", show_default="the first of TABLE, or the loss")] = None,
     layout: Annotated[str, typer.Option(**_words("auto", "pca", "umap"), help=
         "Where pictures lie: by PCA or UMAP of their codes; auto: UMAP if it is installed.")] = "auto",
-    data: Annotated[Optional[Path], typer.Option(metavar="FOLDER", show_default="where they were", help="The originals, if they have moved.")] = None,
-    model: Annotated[Optional[str], typer.Option(metavar="NAME", autocompletion=_complete_weights, show_default="the one in RESULT", help=
-        "The model that has found the poses.")] = None,
-    device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help="cuda, mps or cpu.")] = None,
+    data: Annotated[Optional[Path], typer.Option(metavar="FOLDER", show_default="where they were", help=
+        "The originals, if they have moved.")] = None,
+    model: Annotated[Optional[str], typer.Option(metavar="NAME", autocompletion=_complete_weights, help=
+        "The model that has found the poses.", show_default="the one in RESULT")] = None,
+    device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help=
+        "cuda, mps or cpu.")] = None,
 ):
     """Show all pictures of a result on one page, for any browser, offline.
 
@@ -84,25 +89,30 @@ def atlas(
 
 # %% ../nbs/18_cli_folders.ipynb #aacde193
 def map_picture(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A large picture, or a film: a file of several pages.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help=
+        "A large picture, or a film: a file of several pages.")],
     model: Annotated[str, typer.Option(metavar="NAME", autocompletion=_complete_weights, help=
         "The folder of a run or of a model, or a model that comes with the package.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the maps.")],
     side: Annotated[Optional[int], typer.Option(metavar="N", min=4, show_default="that of the model's images", help=
         "Side of a tile, in pixels of the picture.")] = None,
-    stride: Annotated[Optional[int], typer.Option(metavar="N", min=1, show_default="half a side; an eighth for objects", help=
-        "Pixels from one tile to the next, and for a cell of the maps.")] = None,
+    stride: Annotated[Optional[int], typer.Option(metavar="N", min=1, help=
+        "Pixels from one tile to the next, and for a cell of the maps.",
+        show_default="a half of a side; an eighth for objects")] = None,
     objects: Annotated[Optional[Path], typer.Option(metavar="FILE", show_default="a grid of tiles", help=
         "Where objects are: a table with x, y or left, top, right, bottom (and page), or a label image.")] = None,
-    channel: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Of several channels the one to take.")] = None,
-    project: Annotated[Optional[str], typer.Option(**_words("max", "min", "mean"), help="Make one picture of a stack.")] = None,
+    channel: Annotated[Optional[int], typer.Option(metavar="N", min=0, help=
+        "Of several channels the one to take.")] = None,
+    project: Annotated[Optional[str], typer.Option(**_words("max", "min", "mean"), help=
+        "Make one picture of a stack.")] = None,
     budget: Annotated[Optional[int], typer.Option(metavar="N", min=4, show_default="that of the model", help=
         "Passes per tile that the search may spend.")] = None,
-    device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help="cuda, mps or cpu.")] = None,
+    device: Annotated[Optional[str], typer.Option(metavar="NAME", show_default="the fastest", help=
+        "cuda, mps or cpu.")] = None,
 ):
     """Map pose, loss and code all over a large picture or a film.
 
-    It is cut into tiles, each is searched, and what was found is put back: a TIFF for each map, a table, and a figure."""
+    It is cut into tiles, each is searched, and what was found is put back: a TIFF for each map, a table, a figure."""
     from avae.fields import check_new, map_field, read_objects, write_field
     from avae.formats import printable
     check_new(out)
@@ -111,4 +121,5 @@ def map_picture(
     field = map_field(picture, model, side, stride, budget=budget, device=device, **where, **how)
     write_field(field, out, picture=printable(picture), model=printable(model))
     pages, rows, cols = field.maps["loss"].shape
-    print(f"{len(field.table['loss']):,} tiles on {pages:,} page{'s'*(pages > 1)}; maps of {cols} x {rows} cells: {out}")
+    said = f"{len(field.table['loss']):,} tiles on {pages:,} page{'s'*(pages > 1)}"
+    print(f"{said}; maps of {cols} x {rows} cells: {out}")

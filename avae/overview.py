@@ -6,7 +6,7 @@
 __all__ = ['WIDE', 'UNITS', 'place_codes', 'on_map', 'coarse_first', 'column_of', 'join_table', 'three_views', 'write_sheets',
            'atlas']
 
-# %% ../nbs/18_overview.ipynb #836545e2
+# %% ../nbs/18_overview.ipynb #c3a465b1
 import json, os, shutil, tempfile, warnings
 from collections import Counter
 from importlib.util import find_spec
@@ -26,7 +26,7 @@ from .formats import Intensity, printable
 from .models import full_precision
 from .streams import Plan, Stream, read_table
 
-# %% ../nbs/18_overview.ipynb #5684a251
+# %% ../nbs/18_overview.ipynb #e93b8f32
 def place_codes(
     mu: np.ndarray,  # (N, L) codes
     layout: str = "auto",  # "pca", "umap", or "auto": UMAP if it is installed
@@ -50,7 +50,7 @@ def _umap(mu):
         warnings.simplefilter("ignore")
         return umap.UMAP(random_state=0).fit_transform(mu)
 
-# %% ../nbs/18_overview.ipynb #048a00d1
+# %% ../nbs/18_overview.ipynb #b4a29972
 WIDE = 1.5  # width of the map, its height is 1
 
 def on_map(
@@ -77,8 +77,8 @@ def coarse_first(
     first = np.searchsorted(level[sorted_], np.arange(deepest + 1), "right").tolist()
     return order[sorted_], first[:next((k for k, n in enumerate(first) if n == first[-1]), deepest) + 1]
 
-# %% ../nbs/18_overview.ipynb #18b61934
-UNITS = {"loss": " nats", "nll": " nats", "kl": " nats", "loss_identity": " nats", "second_gap": " nats"}
+# %% ../nbs/18_overview.ipynb #331a8d89
+UNITS = {"loss": " nats", "excess": " nats", "nll": " nats", "kl": " nats", "loss_identity": " nats", "second_gap": " nats"}
 
 def column_of(
     name: str,
@@ -96,7 +96,8 @@ def column_of(
     counts = Counter(w for w in words if w is not None)
     known = sorted(counts) if len(counts) <= len(PALETTE) else [w for w, _ in counts.most_common()]
     number = {w: i for i, w in enumerate(known)} | {None: np.nan}
-    return dict(name=name, kind="words" if len(known) <= 50 else "text", unit="", words=known, data=packed(np.float32([number[w] for w in words])))
+    return dict(name=name, kind="words" if len(known) <= 50 else "text", unit="", words=known,
+                data=packed(np.float32([number[w] for w in words])))
 
 def _numbers(name, values, kind, period=None):
     v = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
@@ -113,7 +114,8 @@ def join_table(
     "The columns of somebody's own table, row by row. `ValueError` if it does not fit."
     import pyarrow as pa
     other = read_table(own)
-    if "file" not in other.column_names: raise ValueError(f"{own} has no column file, only {', '.join(other.column_names)}")
+    if "file" not in other.column_names:
+        raise ValueError(f"{own} has no column file, only {', '.join(other.column_names)}")
     keys = ["file", "page"] if "page" in other.column_names else ["file"]
     rows = {k: i for i, k in enumerate(zip(*(other[k].to_pylist() for k in keys)))}
     if len(rows) < len(other): raise ValueError(f"{own} names a {' and a '.join(keys)} twice")
@@ -121,7 +123,7 @@ def join_table(
     if all(i is None for i in at): raise ValueError(f"{own} names no file of the result, such as {table['file'][0]}")
     return {k: other[k].take(pa.array(at, pa.int64())) for k in other.column_names if k not in keys}
 
-# %% ../nbs/18_overview.ipynb #4685b9cf
+# %% ../nbs/18_overview.ipynb #6d4bfd60
 @torch.no_grad()
 def three_views(
     model: AffineVAE,
@@ -147,7 +149,8 @@ def write_sheets(
     small = lambda i: _scaled(views[i, 1], thumb)
     for k in tqdm(range(0, n, per*per), "sheets", leave=False, disable=None):
         _write_jpeg(folder/f"s{k//per**2}.jpg", small(slice(k, min(k + per*per, n))), per)
-    for k in range(0, n, large): _write_jpeg(folder/f"d{k//large}.jpg", views[k:k + large].reshape(-1, *views.shape[2:]), 3)
+    for k in range(0, n, large):
+        _write_jpeg(folder/f"d{k//large}.jpg", views[k:k + large].reshape(-1, *views.shape[2:]), 3)
     _write_jpeg(folder/"odd.jpg", small(odd), len(odd))
     return dict(thumb=thumb, per=per, large=large)
 
@@ -165,7 +168,7 @@ def _write_jpeg(path, tiles, cols):
     sheet = sheet.reshape(rows, cols, c, s, s).transpose(0, 3, 1, 4, 2).reshape(rows*s, cols*s, c)
     Image.fromarray(sheet if c == 3 else sheet[..., 0]).save(path, "JPEG", quality=88, subsampling=0)
 
-# %% ../nbs/18_overview.ipynb #72cfb666
+# %% ../nbs/18_overview.ipynb #64e44b53
 class _Result(NamedTuple):
     "A folder that `canonicalize` has written, opened again."
     table: object  # pyarrow table
@@ -182,35 +185,52 @@ def _open_result(out, data, model):
     if model is None and not (out/"model").is_dir(): raise FileNotFoundError(f"{out} holds no model: name it, --model")
     model = as_affine(out/"model" if model is None else model)
     if fingerprint_of(model) != made["weights"]: raise ValueError(f"model has other weights than the one that made {out}")
-    data = Path(made.get("folder", "") if data is None else data)
+    source = out/"source.json"
+    if data is None and not source.exists(): raise FileNotFoundError(f"{out} does not say where its pictures are: --data")
+    data = Path(json.loads(source.read_text())["folder"] if data is None else data)
     folder = data.parent if data.is_file() else data
-    if not folder.is_dir(): raise FileNotFoundError(f"the pictures are no longer in {printable(folder)}: say where they are, --data")
-    stream = Stream(Plan(out/"files.arrow", folder), _canvas(model)[0], _one_number(model.fill), Intensity(**made["intensity"]), **made["files"])
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the pictures are no longer in {printable(folder)}: say where they are, --data")
+    stream = Stream(Plan(out/"files.arrow", folder), _canvas(model)[0], _one_number(model.fill),
+                    Intensity(**made["intensity"]), **made["files"])
     return _Result(parquet.read_table(out/"table.parquet"), model, stream, folder)
 
+def _codes(table, rows):
+    return np.stack([table[k].to_numpy(zero_copy_only=False)[rows] for k in table.column_names if k.startswith("mu_")], 1)
+
 def _chosen_rows(table, most, odd=24):
-    "Rows that are shown, and those of the largest losses; of more than `most` a sample, which holds the odd ones."
+    "Rows that are shown; of more than `most` a sample, and those of the largest losses."
     loss = table["loss"].to_numpy(zero_copy_only=False)
     good = np.flatnonzero(np.isfinite(loss))
     if not len(good): raise ValueError("none of the pictures could be read: there is nothing to show")
+    if len(good) <= most: return good
     worst = good[np.argsort(-loss[good], kind="stable")[:odd]]
-    if len(good) > most: good = np.union1d(np.random.default_rng(0).choice(good, most, replace=False), worst)
-    return good, worst
+    return np.union1d(np.random.default_rng(0).choice(good, most, replace=False), worst)
 
 def _views(result, rows, path, device):
-    "All pictures (N, 3, C, S, S), in a file, since there may be many."
+    "All pictures (N, 3, C, S, S), in a file, since there may be many; and the least loss that each could have (N,)."
     model, stream = result.model.to(device), result.stream
     c, s, names = stream.how["channels"], stream.size, model.poses.names
     views = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), 3, c, s, s))
     pose = np.stack([result.table[k].to_numpy(zero_copy_only=False)[rows] for k in names], 1)
+    floor = np.zeros(len(rows))
     numbers, lost, at = [rows[i:i + 128].tolist() for i in range(0, len(rows), 128)], [], 0
-    for loaded, x in tqdm(batches(stream, numbers, 0, device), total=len(numbers), unit=" batches", leave=False, disable=None):
+    bar = dict(total=len(numbers), unit=" batches", leave=False, disable=None)
+    for loaded, x in tqdm(batches(stream, numbers, 0, device), **bar):
         good = np.flatnonzero([e is None for e in loaded.errors]) + at
         lost += [e for e in loaded.errors if e]
-        if len(x): views[good] = (255*three_views(model, x, torch.from_numpy(pose[good]))).round().byte().cpu().numpy()
+        if len(x):
+            views[good] = (255*three_views(model, x, torch.from_numpy(pose[good]))).round().byte().cpu().numpy()
+            floor[good] = _floor(model, x)
         at += len(loaded.errors)
-    if lost: warnings.warn(f"{len(lost):,} pictures can no longer be read and stay black; the first: {lost[0]}", stacklevel=3)
-    return views
+    if lost:
+        warnings.warn(f"{len(lost):,} pictures can no longer be read and stay black; the first: {lost[0]}", stacklevel=3)
+    return views, floor
+
+@torch.no_grad()
+def _floor(model, x):
+    "What the best reconstruction would cost; 0 if the likelihood does not say."
+    return model.floor(full_precision(x, model.vae)).cpu().numpy() if hasattr(model.likelihood, "floor") else 0
 
 def atlas(
     out: str | Path,  # a folder that `canonicalize` has written
@@ -224,38 +244,42 @@ def atlas(
 ) -> Path:  # of the page, `out/atlas.html`
     """Write a page that shows all pictures of a result. `FileNotFoundError` if something is missing, `ValueError` if a
     table or a model does not fit, or for another column or layout."""
+    import pyarrow as pa
     out = Path(out)
     result = _open_result(out, data, model)
     columns = _columns(result, join_table(result.table, table) if table else {})
-    colour = colour or (list(columns)[1] if table else "loss")
+    colour = colour or (list(columns)[2] if table else "excess")
     if colour not in columns: raise ValueError(f"colour must be one of {', '.join(columns)}, got {colour!r}")
-    rows, worst = _chosen_rows(result.table, most)
-    codes = [result.table[k].to_numpy(zero_copy_only=False)[rows] for k in result.table.column_names if k.startswith("mu_")]
-    places, how = place_codes(np.stack(codes, 1), layout)
+    rows = _chosen_rows(result.table, most)
+    places, how = place_codes(_codes(result.table, rows), layout)
     xy = on_map(places)
     order, first = coarse_first(xy)
-    odd = np.argsort(order)[np.searchsorted(rows, worst)].tolist()
     with _only_one(out/".lock-atlas"):
-        folder, sheets = _write_pictures(out, result, rows, order, odd, torch.device(device or _own_device()))
-        record = dict(n=len(rows), x=packed(xy[order, 0]), y=packed(xy[order, 1]), first=first, wide=WIDE, odd=odd, folder=folder.name, colour=colour,
-                      names=result.table["file"].take(rows[order]).to_pylist(), **sheets, **_colours(), **_words(result, rows, how),
-                      columns=[column_of(k, v.take(rows[order]), _period(result.model, k)) for k, v in columns.items()])
+        folder, sheets, floor = _write_pictures(out, result, rows, order, torch.device(device or _own_device()))
+        columns["excess"] = columns["loss"].take(rows).to_numpy() - floor
+        record = dict(n=len(rows), x=packed(xy[order, 0]), y=packed(xy[order, 1]), first=first, wide=WIDE,
+                      folder=folder.name, colour=colour, names=result.table["file"].take(rows[order]).to_pylist(),
+                      **sheets, **_colours(), **_words(result, rows, how), columns=[
+                          column_of(k, pa.array(v[order]) if k == "excess" else v.take(rows[order]), _period(result.model, k))
+                          for k, v in columns.items()])
         with atomic_write(out/"atlas.html") as tmp: tmp.write_text(page_of(record), encoding="utf-8")
         _sweep(out, folder)
     return out/"atlas.html"
 
-def _write_pictures(out, result, rows, order, odd, device):
-    "A new folder of sheets, and what the page has to know of them."
+def _write_pictures(out, result, rows, order, device, odd=24):
+    "A new folder of sheets, what the page has to know of them, and the floor of each loss."
     _sweep(out)
     with tempfile.TemporaryDirectory(dir=out, prefix=".tmp-atlas-") as tmp:
-        views = _views(result, rows, Path(tmp)/"views.npy", device)
+        views, floor = _views(result, rows, Path(tmp)/"views.npy", device)
+        excess = result.table["loss"].take(rows).to_numpy() - floor
+        odd = np.argsort(-excess[order], kind="stable")[:odd].tolist()
         (new := Path(tmp)/"pictures").mkdir()
         sheets = write_sheets(new, _Ordered(views, order), odd)
         os.replace(new, folder := out/f"atlas-{os.urandom(4).hex()}")
         del views
-    return folder, sheets
+    return folder, sheets | {"odd": odd}, floor
 
-# %% ../nbs/18_overview.ipynb #8294696e
+# %% ../nbs/18_overview.ipynb #01efc065
 class _Ordered:
     "Views in the order of the map: rows are fetched when they are asked for."
     def __init__(self, views, order): self.views, self.order, self.shape = views, order, views.shape
@@ -270,8 +294,9 @@ def _columns(result, own):
     hidden = {"file", "status", "error", "image"} | {k for k in t.column_names if k.startswith(("mu_", "mat_"))}
     if not t["page"].to_numpy(zero_copy_only=False).any(): hidden.add("page")
     rest = {k: t[k] for k in t.column_names if k not in hidden}
-    rest = {k: v for k, v in rest.items() if k not in ("width", "height", "passes", "moved") or len(v.drop_null().unique()) > 1}
-    return {"loss": rest.pop("loss")} | {(f"my {k}" if k in rest else k): v for k, v in own.items()} | rest
+    dull = [k for k in ("width", "height", "passes", "moved") if len(rest[k].drop_null().unique()) < 2]
+    rest = {k: v for k, v in rest.items() if k not in dull}
+    return {"loss": rest.pop("loss"), "excess": None} | {(f"my {k}" if k in rest else k): v for k, v in own.items()} | rest
 
 def _period(model, name):
     "How far a parameter of the pose goes until it is the same again; None if it does not."
@@ -282,15 +307,19 @@ def _period(model, name):
 
 def _colours():
     from matplotlib import colormaps
-    return dict(palette=PALETTE, ramps={"cycle": hex_of(colour_wheel()), "number": hex_of(colormaps["viridis"](np.linspace(0.08, 1, 64))[:, :3])})
+    viridis = colormaps["viridis"](np.linspace(0.08, 1, 64))[:, :3]
+    return dict(palette=PALETTE, ramps={"cycle": hex_of(colour_wheel()), "number": hex_of(viridis)})
 
 def _words(result, rows, how):
     "What the page says of itself."
     bad, n = result.table["status"].to_pylist().count("error"), len(result.table)
-    what = f"{len(rows):,} pictures" + f", a sample of {n - bad:,}"*(len(rows) < n - bad) + f" · {bad:,} could not be read"*(bad > 0)
-    return dict(title=printable(result.folder.resolve().name), what=what + " · in the pose that the model found", how=f"Pictures that look alike lie "
-                f"close together, however they were turned: their place is {how}. Each one stands for all in its square, picked at random; "
-                "zoom in to see the others. The frame has the colour that the legend explains.")
+    part, lost = f", a sample of {n - bad:,}"*(len(rows) < n - bad), f" · {bad:,} could not be read"*(bad > 0)
+    return dict(title=printable(result.folder.resolve().name),
+                what=f"{len(rows):,} pictures{part}{lost} · in the pose that the model found",
+                how=f"Pictures that look alike lie close together, however they were turned: their place is {how}. Each one "
+                    "stands for all in its square, picked at random; zoom in to see the others. The frame has the colour that "
+                    "the legend explains. On top are those that are explained worst: their loss lies farthest above the least "
+                    "that grey pixels like theirs allow.")
 
 def _sweep(out, keep=None):
     "Take away pictures that belong to no page, and what was left half done."
