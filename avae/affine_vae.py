@@ -222,7 +222,7 @@ class AffineVAE(nn.Module, Pretrained):
     def _counted(self, x, hidden=None):
         "How much each pixel counts, (H, W), or (N, C, H, W) where some are not known; for a likelihood, as arguments."
         hidden = x.isnan() if hidden is None else hidden
-        known = (~hidden).to(x.dtype) if hidden.any() else None
+        known = (~hidden).to(x.dtype) if torch.compiler.is_compiling() or hidden.any() else None  # a graph has no ifs
         if self.mask is None: return () if known is None else (known,)
         return (self.window(x) if known is None else self.window(x)*known,)
 
