@@ -146,6 +146,8 @@ def train(
         "Make a whole search at each of the first n steps.")] = 0,
     align: Annotated[int, _POSES(metavar="N", min=0, help=
         "Regime optimized: make the first n steps on images aligned in pairs; 0 begins with all at once.")] = 400,
+    guess: Annotated[bool, _POSES("--guess", help=
+        "Regime optimized: in the end, learn to guess poses, so that later searches need fewer passes.")] = False,
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
     widths: Annotated[Optional[str], _MODEL(metavar="N,N,...", show_default="by the size of the images", help=
@@ -166,10 +168,13 @@ def train(
     clip: Annotated[Optional[float], _TRAINING(metavar="X", show_default="no limit", help=
         "Largest norm of the gradient.")] = None,
     kl_weight: Annotated[float, _TRAINING(metavar="X", min=0, help=
-        "How much the KL counts in what is learned: less than 1 for sharper images, more for simpler codes.")] = 1,
+        "How much the KL counts in what is learned: less than 1 for sharper images and richer codes, more for codes that "
+        "are simpler and images that are smoother.")] = 1,
     kl_warmup: Annotated[int, _TRAINING(metavar="N", min=0, help="Epochs over which that weight rises from 0.")] = 0,
     capacity: Annotated[float, _TRAINING(metavar="X", min=0, help=
         "Pull the KL to this many nats, not to 0; they rise from 0 over the first half of the run.")] = 0,
+    free_bits: Annotated[float, _TRAINING(metavar="X", min=0, help=
+        "Nats that each latent may use at no cost: more latents are used, and details that are worth little appear.")] = 0,
     valid: Annotated[Optional[int], _TRAINING(metavar="N", min=0, show_default="a tenth, at most 1000", help=
         "Number of images to set aside; the epoch with the lowest loss on them is kept as the best.")] = None,
     patience: Annotated[Optional[int], _TRAINING(metavar="N", min=1, show_default="never", help=
@@ -178,8 +183,8 @@ def train(
     out: Annotated[Optional[Path], _RUN(metavar="FOLDER", show_default="runs/DATA-REGIME", help=
         "A new folder for the run.")] = None,
     resume: Annotated[Optional[Path], _RUN(metavar="FOLDER", help=
-        "Go on with the run in this folder. Of the other options, only --device, --workers and --watch may be "
-        "given, and more --epochs with a constant learning rate.")] = None,
+        "Go on with the run in this folder. Of the other options, only --device, --workers, --watch and "
+        "--guess may be given, and more --epochs with a constant learning rate.")] = None,
     device: Annotated[Optional[str], _RUN(metavar="NAME", show_default="the fastest", help="cuda, mps or cpu.")] = None,
     workers: Annotated[int, _RUN(metavar="N", min=0, help="Extra processes that read the image files.")] = 0,
     mixed_precision: Annotated[str, _RUN(**_words("no", "bf16", "fp16"), help=
@@ -208,7 +213,7 @@ def _settings_of(run, ctx):
     "The options that a run was started with."
     import json
     given = [k for k in ctx.params if k != "resume" and ctx.get_parameter_source(k).name == "COMMANDLINE"]
-    free = {k: ctx.params[k] for k in given if k in ("device", "workers", "epochs", "watch")}  # `check_same` has the last word
+    free = {k: ctx.params[k] for k in given if k in ("device", "workers", "epochs", "watch", "guess")}  # `check_same` has the last word
     if given := [k for k in given if k not in free]:
         raise ValueError(f"--resume takes the settings of the run, leave out --{given[0].replace('_', '-')}")
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}  # of options that are newer
@@ -238,8 +243,8 @@ def _train(o, run, resume):
     model, poses = _model(o, spaces, images)
     augment, main = poses if o.augment else None, os.environ.get("RANK", "0") == "0"
     watch = Watch(run, held_out if valid else images, augment, page=o.watch) if main else None
-    keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity patience seed search_budget "
-            "search_every search_warmup align fill interpolation mixed_precision compile device workers "
+    keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity free_bits guess patience seed "
+            "search_budget search_every search_warmup align fill interpolation mixed_precision compile device workers "
             "save_every").split()
     try:
         history = train(model, images, held_out if valid else None, augment, run, resume, watch=watch,
@@ -268,24 +273,18 @@ def _model(o, spaces, images):
     from avae.affine import PoseSpace
     from avae.core import set_seed
     from avae.affine_vae import AffineVAE
-    from avae.models import VAE
+    from avae.models import VAE, likelihood_for
     if o.regime != "upright" and not spaces:
         raise ValueError(f"regime {o.regime} needs an angle, scale, shear, shift or flip")
     if o.regime == "random" and not o.augment: raise ValueError("regime random without random poses: drop --no-augment")
     poses = PoseSpace(**spaces) if spaces else None
     set_seed(o.seed)
+    likelihood, why = likelihood_for(images, o.likelihood)
+    if why and os.environ.get("RANK", "0") == "0": print(why, flush=True)
     widths = o.widths and _numbers("--widths", o.widths)
-    vae = VAE(o.latent, o.size, o.channels, o.arch, _likelihood(o.likelihood, images), None, o.classes, widths, o.hidden)
+    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihood, None, o.classes, widths, o.hidden)
     if o.regime != "optimized": return vae, poses
     return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses
-
-def _likelihood(name, images):
-    "By its name; with auto, as the images have it, and what that is."
-    from avae.models import Bernoulli, Gaussian, PaperLoss, likelihood_for
-    if name != "auto": return {"bernoulli": Bernoulli, "gaussian": lambda: Gaussian(learned=True), "paper": PaperLoss}[name]()
-    part, why = likelihood_for(images)
-    if os.environ.get("RANK", "0") == "0": print(why, flush=True)
-    return part
 
 def _numbers(name, text):
     try: return tuple(int(v) for v in text.split(","))

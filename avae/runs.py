@@ -150,6 +150,12 @@ class Run:
         "Write what the rest of the run depends on."
         if self.writes: write_checkpoint(self.folder, tensors, state)
 
+    def keep(self, model: nn.Module, name: str, epoch: Epoch, info: dict):
+        "Save a model under a name, with what is known of it."
+        if not self.writes: return
+        losses = {k: v for k, v in epoch._asdict().items() if k in ("epoch", "train", "valid")}
+        model.save_pretrained(self.folder/name, info=losses | info)
+
     def record(
         self,
         history: list[Epoch],
@@ -162,9 +168,8 @@ class Run:
         if not self.writes: return
         write_lines(self.folder/"metrics.jsonl", [e._asdict() for e in history])
         if poses: write_lines(self.folder/"poses.jsonl", poses)
-        info = {k: v for k, v in history[-1]._asdict().items() if k in ("epoch", "train", "valid")} | info
-        model.save_pretrained(self.folder/"last", info=info)
-        if is_best(history): model.save_pretrained(self.folder/"best", info=info)
+        self.keep(model, "last", history[-1], info)
+        if is_best(history): self.keep(model, "best", history[-1], info)
         if not to_board: return
         if self.board is None: self.board = _board(self.folder/"tensorboard", history[-1].epoch)
         for k, v in history[-1]._asdict().items():
