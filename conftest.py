@@ -9,6 +9,7 @@ skipped as a whole (`skip_exec: true`).
 import os, re
 from pathlib import Path
 import pytest
+from tools.kernels import forked
 from tools.run_nbs import NotebookFailed, flags_to_skip, front_matter, run_notebook
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -40,7 +41,8 @@ class NotebookRun(pytest.Item):
         if front_matter(self.path).get('skip_exec') == 'true':
             if re.match(r'[2-9]\d', self.name): pytest.skip('skip_exec: true')
             raise ValueError(f'{self.path}: skip_exec: true is for experiments only (20_... and up)')
-        run_notebook(self.path, flags_to_skip(self.config.getoption('nbflags')), self.config.getoption('nbtimeout'))
+        flags, limit = (self.config.getoption(k) for k in ('nbflags', 'nbtimeout'))
+        run_notebook(self.path, flags_to_skip(flags), limit, adapt=forked if hasattr(os, 'fork') else None)
 
     def repr_failure(self, excinfo):
         return str(excinfo.value) if isinstance(excinfo.value, NotebookFailed) else super().repr_failure(excinfo)

@@ -15,7 +15,7 @@ from avae.affine_vae import AffineVAE
 from avae.core import check_images, json_text
 from avae.data import ImageDir, Images, crops, pad_to, split_valid
 from avae.inference import elbo, iw_bound, log_weights, posterior, second_mode
-from avae.memory import PoseMemory, agreement, candidates, centred, pose_histograms, pose_report, tally
+from avae.memory import PoseMemory, _centre_of_ink, agreement, candidates, centred, pose_histograms, pose_report, tally
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.optimizers import multistart, random_restarts, scan
 
@@ -465,10 +465,17 @@ def test_what_is_saved_gives_the_same_poses(tmp_path_factory, space, c, size, se
     model.save_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(model(x), load_pretrained(folder)(x)))
 
+@given(SIZES, SEEDS)
+def test_what_is_symmetric_has_its_centre_in_the_middle(size, seed):
+    y = images(3, 2, size, seed) - 0.5
+    both = torch.stack([y, y.flip(-1), y.flip(-2), y.flip(-1, -2)]).amax(0)
+    assert _centre_of_ink(both, torch.ones(size)).abs().max() < 1e-4
+
 # --- posteriors over poses
 
 def two_samples(space, size, seed, **more): return posterior(avae(space, size, 1, **more), images(2, 1, size, seed), 40, 32)
 
+@settings(max_examples=max(5, settings().max_examples//2))
 @given(spaces(NAMES[:-1]), shapes(12), SEEDS)
 def test_a_posterior_is_one(space, size, seed):
     p = two_samples(space, size, seed)
@@ -476,10 +483,11 @@ def test_a_posterior_is_one(space, size, seed):
     assert (p.log_mass <= 0).all() and torch.allclose(p.log_mass.exp().sum(1), torch.ones(2), atol=1e-3)
     assert (p.log_mass.diff(dim=1).nan_to_num() <= 0).all() and (p.kl > -0.1).all() and (p.width >= 0).all()
     assert ((p.effective >= 1 - 1e-3) & (p.effective <= 32 + 1e-3)).all()
-    drawn = p.sample(64, seed)
-    assert (drawn[:, :, None] == p.draws[:, None]).all(-1).any(-1).all() and torch.equal(drawn, p.sample(64, seed))
+    drawn = p.sample(64, seed % 1000)
+    assert (drawn[:, :, None] == p.draws[:, None]).all(-1).any(-1).all() and torch.equal(drawn, p.sample(64, seed % 1000))
     assert space.log_prob(p.draws[p.log_weight > -math.inf]).isfinite().all()
 
+@settings(max_examples=max(5, settings().max_examples//2))
 @given(spaces(NAMES[:-1]), shapes(12), SEEDS)
 def test_evidence_less_entropy_is_the_loss(space, size, seed):
     model, x = avae(space, size, 1), images(2, 1, size, seed)
@@ -491,6 +499,7 @@ def test_evidence_less_entropy_is_the_loss(space, size, seed):
     still = model(x, pose=space.identity(2)).loss
     assert torch.allclose(p.gain, p.log_evidence + still, rtol=1e-3, atol=1e-2)
 
+@settings(max_examples=max(5, settings().max_examples//2))
 @given(st.sampled_from(NAMES[:-1]).flatmap(lambda name: BOUNDS[name].map(lambda b: PoseSpace(**{name: b}))), shapes(12), SEEDS)
 def test_the_evidence_is_the_mean_over_all_poses(space, size, seed):
     model, x = avae(space, size, 1), images(2, 1, size, seed)

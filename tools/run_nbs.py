@@ -28,9 +28,10 @@ class NotebookFailed(Exception):
 
 class ThisPython(KernelSpecManager):
     "Every kernel is one of the running interpreter, whatever kernels are installed"
+    adapt = staticmethod(lambda spec: spec)
     def get_kernel_spec(self, kernel_name):
         argv = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=ERROR', '-f', '{connection_file}']
-        return KernelSpec(argv=argv, language='python')
+        return self.adapt(KernelSpec(argv=argv, language='python'))
 
 class Client(NotebookClient):
     "Hands what the cells say to `show`, while they run"
@@ -66,12 +67,15 @@ def spoken(cell):
     "What a cell printed, and the traceback that it ended with"
     return ''.join(o.get('text') or '\n'.join(o.get('traceback', ())) for o in cell.outputs)
 
-def run_notebook(path, skip=frozenset(), limit=None, show=None):
+def run_notebook(path, skip=frozenset(), limit=None, show=None, adapt=None):
     """The notebook at `path`, run in its folder without the cells that have a flag of `skip`; `NotebookFailed` where
-    a cell fails, or where all cells together take more than `limit` seconds. `show` is handed each output."""
+    a cell fails, or where all cells together take more than `limit` seconds. `show` is handed each output, `adapt` the
+    specification of the kernel."""
+    kernels = ThisPython()
+    if adapt: kernels.adapt = adapt
     path, end = Path(path).absolute(), time.monotonic() + (limit or float('inf'))
     nb = nbformat.read(path, 4)
-    client = Client(nb, km=AsyncKernelManager(kernel_spec_manager=ThisPython()), coalesce_streams=True,
+    client = Client(nb, km=AsyncKernelManager(kernel_spec_manager=kernels), coalesce_streams=True,
                     record_timing=False, resources={'metadata': {'path': str(path.parent)}})
     client.show, client.owns_km = show, True
     if limit: client.timeout_func = lambda cell: max(0.01, end - time.monotonic())
