@@ -16,7 +16,7 @@ from avae.affine import PoseSpace
 from avae.affine_vae import AffineVAE
 from avae.canonicalize import canonicalize
 from avae.core import atomic_write, set_seed, write_json
-from avae.data import ImageDir, toy_glyphs
+from avae.data import toy_glyphs
 from avae.experiments import Experiment
 from avae.formats import read_header, read_image
 from avae.guess import fit_guess
@@ -181,7 +181,6 @@ def jumping_clock(n=2, seed=0):
 
 def _sensible(run, most):
     "Do all times in the records lie between 0 and so many seconds?"
-    import json
     lines = [json.loads(v) for p in run.rglob("metrics.jsonl") for v in p.read_text().splitlines()]
     return all(0 <= v["seconds"] < most and v.get("images_per_second", 0) >= 0 for v in lines)
 
