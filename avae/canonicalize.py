@@ -170,13 +170,13 @@ class Shards:
         "The table first, its numbers when it is safe."
         from pyarrow import parquet
         path, short = self.paths(k)
-        with atomic_write(path) as tmp: parquet.write_table(table, tmp)
+        with atomic_write(path) as tmp: parquet.write_table(table, tmp, write_page_checksum=True)
         write_json(short, {"shard": k, "bytes": path.stat().st_size, "images": len(table)} | said)
 
     def read(self, k: int):
         "Its table. `ValueError` if it is damaged; then it is taken away."
         from pyarrow import parquet
-        try: return parquet.read_table(self.paths(k)[0])
+        try: return parquet.read_table(self.paths(k)[0], page_checksum_verification=True)
         except Exception as e:
             for path in self.paths(k): path.unlink(missing_ok=True)
             raise ValueError(f"{self.paths(k)[0]} was damaged and is gone: the same command makes it again") from e

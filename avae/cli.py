@@ -200,12 +200,12 @@ def train(
     The folder of the run holds the weights, the losses of every epoch, two pictures, poses.png and recon.png, and what
     is needed to go on after a stop."""
     from avae.core import shell_word
-    from avae.files import full_name
+    from avae.files import full_name, last_name
     o = ctx.params | {"augment": not no_augment, "out": None, "resume": None}
     del o["no_augment"]
     o["data"] = full_name(data) or data  # the run may go on from another folder
     if resume: o = _settings_of(resume, ctx)
-    elif out is None: out = Path("runs")/f"{Path(data).name.encode(errors='ignore').decode().replace('::', '-')}-{regime}"
+    elif out is None: out = Path("runs")/f"{last_name(data).encode(errors='ignore').decode()}-{regime}"
     elif shell_word(out)[0] == "$": raise ValueError(f"--out must be a name in UTF-8, got {shell_word(out)}: weights need one")
     _train(o, resume or out, bool(resume))
 
