@@ -19,7 +19,7 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, f'{lib}.*']), package_data={lib: shlex.split(cfg['package_data'])},
     python_requires='>=' + cfg['min_python'], install_requires=shlex.split(cfg['requirements']),
-    extras_require={k: shlex.split(cfg[f'{k}_requirements']) for k in ('dev', 'explore', 'experiments', 'formats', 'ray', 'sklearn')},
+    extras_require={k: shlex.split(cfg[f'{k}_requirements']) for k in ('dev', 'explore', 'atlas', 'experiments', 'formats', 'ray', 'sklearn')},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']), 'nbdev': [f'{lib}={lib}._modidx:d']},
     zip_safe=False,
 )

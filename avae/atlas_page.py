@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PALETTE', 'BODY', 'STYLE', 'RECORD', 'MAP', 'HANDS', 'CARD', 'colour_wheel', 'hex_of', 'page_of', 'packed']
 
-# %% ../nbs/18_atlas_page.ipynb #d600939c
+# %% ../nbs/18_atlas_page.ipynb #bbde573b
 import hashlib, json
 from base64 import b64encode
 import numpy as np
 from .core import json_text
 
-# %% ../nbs/18_atlas_page.ipynb #690d795e
+# %% ../nbs/18_atlas_page.ipynb #7a4cb4e2
 def colour_wheel(
     n: int = 64,  # colours
     lightness: float = 0.73,  # from 0, black, to 1, white
@@ -35,7 +35,7 @@ def hex_of(
 PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00",  # of words
            "#56b4e9", "#a89a00", "#8e6bbf", "#7a5230", "#e0457b"]
 
-# %% ../nbs/18_atlas_page.ipynb #bfbda730
+# %% ../nbs/18_atlas_page.ipynb #67b8f7fc
 BODY = """<header><h1 id="title"></h1><p id="what"></p></header>
 <section id="worst" aria-labelledby="odd-ones">
   <h2 id="odd-ones">The odd ones <small>largest excess</small></h2><div id="odd"></div></section>
@@ -66,7 +66,7 @@ BODY = """<header><h1 id="title"></h1><p id="what"></p></header>
   <dt><kbd>Esc</kbd></dt><dd>choose nothing</dd></dl></details>
 </aside>"""
 
-# %% ../nbs/18_atlas_page.ipynb #ac95f21c
+# %% ../nbs/18_atlas_page.ipynb #ccabed8f
 STYLE = """:root { color-scheme: light dark;
   --ground: #f4f4f2; --paper: #fff; --ink: #1a1a1a; --soft: #595959; --line: #d4d4d0; --mark: #0060a8 }
 @media (prefers-color-scheme: dark) {
@@ -120,7 +120,7 @@ summary { cursor: pointer; color: var(--soft); margin-top: 14px } details p { ma
 #chosen[hidden] { display: none } #chosen p { margin: 0 0 6px }
 @media (max-width: 760px) { body { display: block; height: auto } main { height: 70vh } aside { border-left: 0 } }"""
 
-# %% ../nbs/18_atlas_page.ipynb #22d8c95e
+# %% ../nbs/18_atlas_page.ipynb #c64a8f5e
 RECORD = """"use strict"
 const $ = id => document.getElementById(id), D = JSON.parse($("data").textContent), N = D.n
 const numbers = (text, T = Float32Array) => {
@@ -171,7 +171,7 @@ const backdrop = (e, name, cols, rows, k) => {                  // picture k of 
   return e }
 const rowsOf = (name, per, cols, last) => Math.ceil(Math.min(per, last - name*per)/cols)  // the last sheet is shorter"""
 
-# %% ../nbs/18_atlas_page.ipynb #ae70f8dc
+# %% ../nbs/18_atlas_page.ipynb #f6de394a
 MAP = """const canvas = $("map"), ctx = canvas.getContext("2d")
 let least = 44                                                  // side of a picture on the screen, at least; 0: dots
 let w = 1, h = 1, s = 1, cx = D.wide/2, cy = 0.5                // size of the canvas, pixels for a unit of the map, its middle
@@ -180,8 +180,10 @@ const style = name => getComputedStyle(document.documentElement).getPropertyValu
 const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw) } }
 const levelNow = () => Math.max(0, Math.min(deepest, Math.floor(Math.log2(s/(least || 44)))))
 const fit = () => {
-  measure(); cx = D.wide/2; cy = 0.5
-  s = 0.97*Math.min(w/D.wide, Math.max(100, h - 100)); redraw() }
+  measure()
+  const [top, bottom] = ["tools", "legend"].map(id => $(id).offsetHeight + 16)
+  s = 0.97*Math.min(w/D.wide, Math.max(100, h - top - bottom))
+  cx = D.wide/2; cy = 0.5 + (bottom - top)/2/s; redraw() }
 const measure = () => { w = canvas.clientWidth; h = canvas.clientHeight }
 
 function draw() {
@@ -254,7 +256,7 @@ function outline() {
   ctx.closePath(); ctx.lineWidth = 2; ctx.strokeStyle = style("--mark"); ctx.stroke()
   ctx.globalAlpha = 0.15; ctx.fillStyle = style("--mark"); ctx.fill(); ctx.globalAlpha = 1 }"""
 
-# %% ../nbs/18_atlas_page.ipynb #41f55a7b
+# %% ../nbs/18_atlas_page.ipynb #5e3a1bb9
 HANDS = """function nearest(x, y, reach) {                                 // the picture under a point of the screen, or -1
   const last = least ? first[levelNow()] : N
   let best = -1, d = reach
@@ -325,7 +327,7 @@ const KEYS = {ArrowLeft: () => step(-1, 0), ArrowRight: () => step(1, 0), ArrowU
   " ": () => { if (now >= 0) choose([now], 1 - chosen[now]) }}
 canvas.onkeydown = e => { if (KEYS[e.key] && !e.ctrlKey && !e.metaKey) { e.preventDefault(); KEYS[e.key]() } }"""
 
-# %% ../nbs/18_atlas_page.ipynb #7786b401
+# %% ../nbs/18_atlas_page.ipynb #b12ecc1b
 CARD = """function thumb(i, sheetName, cols, rows, k) {
   const b = make("button", undefined, {className: "thumb", title: nameOf(i), onclick: () => show(i, true)})
   backdrop(b, sheetName, cols, rows, k)
@@ -418,7 +420,7 @@ addEventListener("resize", redraw)
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw)
 legend(); fit()"""
 
-# %% ../nbs/18_atlas_page.ipynb #2b0bfe81
+# %% ../nbs/18_atlas_page.ipynb #66c23cad
 def page_of(
     record: dict,  # what `RECORD` reads
 ) -> str:  # HTML

@@ -6,7 +6,7 @@
 __all__ = ['Frames', 'Tiles', 'grid_tiles', 'object_tiles', 'Mosaic', 'Field', 'map_field', 'trajectories', 'plot_field',
            'in_hues', 'write_field', 'check_new', 'read_objects']
 
-# %% ../nbs/18_fields.ipynb #24f420e1
+# %% ../nbs/18_fields.ipynb #5ea73d4d
 import os, shutil, tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from .originals import MAT, pixel_mat
 from .plots import save_figure
 from .streams import read_table
 
-# %% ../nbs/18_fields.ipynb #aa32da1c
+# %% ../nbs/18_fields.ipynb #6d97d7af
 class Frames:
     "The pages of a picture or a film, as light, strip by strip."
 
@@ -74,7 +74,7 @@ class Frames:
         if found.opacity is None and self.intensity.mode != "percentile": return found
         return read_image(self.source, page, fill=self.fill, intensity=self.intensity, **self.how)[0]
 
-# %% ../nbs/18_fields.ipynb #88d4fa6c
+# %% ../nbs/18_fields.ipynb #ab359c41
 class Tiles(NamedTuple):
     "Some windows of a page."
     images: Tensor  # (N, C, canvas, canvas) in [0, 1]
@@ -126,7 +126,7 @@ def _sizes(kind, v):
     v = torch.as_tensor(np.asarray(v, np.float64))
     return _diagonals(v if kind == "boxes" else _frames_of_labels(v, v[None, None])[1])
 
-# %% ../nbs/18_fields.ipynb #ac15de14
+# %% ../nbs/18_fields.ipynb #19d46cea
 class Mosaic:
     "Weighted means of what tiles say, on the cells of a page."
 
@@ -190,7 +190,7 @@ class Mosaic:
         inside = (cell >= 0).all(-1) & (cell[..., 0] < w) & (cell[..., 1] < h)
         return cell[..., 1].clip(0, h - 1)*w + cell[..., 0].clip(0, w - 1), weight*inside
 
-# %% ../nbs/18_fields.ipynb #8d55f140
+# %% ../nbs/18_fields.ipynb #c91214fc
 class Field(NamedTuple):
     "What a model says all over a picture or a film."
     table: dict[str, np.ndarray]  # (N,) each, one row a tile: page, tile, x and y of its middle, side, pose, loss ...
@@ -276,7 +276,7 @@ def _search(model, tiles, page, mosaic, device, corners):
     where = dict(page=np.full(n, page), tile=tiles.number.numpy(), x=middle[:, 0].numpy(), y=middle[:, 1].numpy())
     return where | dict(side=side.numpy()) | whole | said
 
-# %% ../nbs/18_fields.ipynb #c7d09282
+# %% ../nbs/18_fields.ipynb #64ff349a
 def trajectories(
     field: Field,
     name: str = "angle",  # a column of the table
@@ -291,7 +291,7 @@ def trajectories(
     low, high = field.poses.bounds[name]
     return np.unwrap(out, period=high - low, axis=1)
 
-# %% ../nbs/18_fields.ipynb #d2e59f83
+# %% ../nbs/18_fields.ipynb #cca0d9f9
 def plot_field(
     field: Field,
     page: int = 0,
@@ -301,9 +301,9 @@ def plot_field(
     names = [k for k in field.maps if k != "mu" and not k.endswith("_agreement")]
     more = ["mu"]*(field.maps["mu"].shape[1] > 2) + ["pages"]*(len(field.maps["loss"]) > 1)
     panels, (h, w) = ["picture"]*(page == 0) + names + more, field.size
-    cols = min(4, len(panels))
+    cols = min(5, len(panels))
     rows = -(-len(panels)//cols)
-    size = 3.1*cols, (3.1*h/w + 0.35)*rows
+    size = 3.1*cols, (3.1*h/w + 0.5)*rows
     fig, axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout="constrained")
     for ax in axes.flat: ax.axis("off")
     for ax, name in zip(axes.flat, panels): _panel(fig, ax, field, name, page)
@@ -315,7 +315,7 @@ def _panel(fig, ax, field, name, page):
     h, w = (n*field.stride for n in field.maps["loss"].shape[1:])
     full = -0.5, field.size[1] - 0.5, field.size[0] - 0.5, -0.5
     show = lambda v, **kw: ax.imshow(v, extent=(-0.5, w - 0.5, h - 0.5, -0.5), interpolation="nearest", **kw)
-    ax.set_title("code (three axes)" if name == "mu" else name.replace("_", " "), fontsize=10)
+    ax.set_title("code (three axes)" if name == "mu" else name.replace("_", " "), fontsize=10, y=1)
     if name == "picture": ax.imshow(field.picture.permute(1, 2, 0).squeeze(-1), extent=full, cmap="gray", vmin=0, vmax=1)
     elif name == "mu": show(_first_three(field.maps["mu"][page]))
     elif f"{name}_agreement" in field.maps:
@@ -345,7 +345,8 @@ def in_hues(
 
 def _wheel(ax):
     "The legend of angles: a ring in a corner, 0 degrees to the right, counter-clockwise."
-    ring = ax.inset_axes([0.82, 1.01, 0.17, 0.17])
+    ring = ax.inset_axes([0.83, 1.01, 0.17, 0.17])
+    ring.set_in_layout(False)
     v = np.linspace(-1.2, 1.2, 180)
     a, r = np.degrees(np.arctan2(-v[:, None], v[None])), np.hypot(v[:, None], v[None])
     colour = np.where(((r < 1) & (r > 0.5))[..., None], in_hues(a, np.ones_like(a)), 1.0)
@@ -364,7 +365,7 @@ def _first_three(mu):
     rgb[good] = 0.5 + 0.2*(v @ axes.T)/((v @ axes.T).std(0) + 1e-9)
     return rgb.clip(0, 1).reshape(*mu.shape[1:], 3)
 
-# %% ../nbs/18_fields.ipynb #be57e1e7
+# %% ../nbs/18_fields.ipynb #295daa3b
 def write_field(
     field: Field,
     out: str | Path,  # a new folder

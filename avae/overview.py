@@ -6,7 +6,7 @@
 __all__ = ['WIDE', 'UNITS', 'place_codes', 'on_map', 'coarse_first', 'column_of', 'join_table', 'three_views', 'write_sheets',
            'atlas']
 
-# %% ../nbs/18_overview.ipynb #c3a465b1
+# %% ../nbs/18_overview.ipynb #b668d6ba
 import json, os, shutil, tempfile, warnings
 from collections import Counter
 from importlib.util import find_spec
@@ -26,16 +26,16 @@ from .formats import Intensity, printable
 from .models import full_precision
 from .streams import Plan, Stream, read_table
 
-# %% ../nbs/18_overview.ipynb #e93b8f32
+# %% ../nbs/18_overview.ipynb #186ced22
 def place_codes(
     mu: np.ndarray,  # (N, L) codes
-    layout: str = "auto",  # "pca", "umap", or "auto": UMAP if it is installed
+    layout: str = "auto",  # "pca", "umap", or "auto": UMAP if it is installed and there are no more than 20,000
 ) -> tuple[np.ndarray, str]:  # (N, 2), and what the places are, in words
     "Places on a plane. `ValueError` for another layout, or if UMAP is not there."
     if layout not in ("auto", "pca", "umap"): raise ValueError(f'layout must be "auto", "pca" or "umap", got {layout!r}')
     there = find_spec("umap") is not None
-    if layout == "umap" and not there: raise ValueError('layout="umap" needs UMAP: pip install umap-learn')
-    if there and layout != "pca" and len(mu) > 15: return _umap(mu), "by UMAP of the code"
+    if layout == "umap" and not there: raise ValueError('layout="umap" needs UMAP: pip install avae[atlas]')
+    if layout == "umap" or there and layout == "auto" and 15 < len(mu) <= 20_000: return _umap(mu), "by UMAP of the code"
     mu = torch.from_numpy(mu).double()
     mu = mu - mu.mean(0)
     power, axes = torch.linalg.eigh(mu.T @ mu)
@@ -50,7 +50,7 @@ def _umap(mu):
         warnings.simplefilter("ignore")
         return umap.UMAP(random_state=0).fit_transform(mu)
 
-# %% ../nbs/18_overview.ipynb #b4a29972
+# %% ../nbs/18_overview.ipynb #b2fd3dd0
 WIDE = 1.5  # width of the map, its height is 1
 
 def on_map(
@@ -77,7 +77,7 @@ def coarse_first(
     first = np.searchsorted(level[sorted_], np.arange(deepest + 1), "right").tolist()
     return order[sorted_], first[:next((k for k, n in enumerate(first) if n == first[-1]), deepest) + 1]
 
-# %% ../nbs/18_overview.ipynb #331a8d89
+# %% ../nbs/18_overview.ipynb #2bc4e8bd
 UNITS = {"loss": " nats", "excess": " nats", "nll": " nats", "kl": " nats", "loss_identity": " nats", "second_gap": " nats"}
 
 def column_of(
@@ -123,7 +123,7 @@ def join_table(
     if all(i is None for i in at): raise ValueError(f"{own} names no file of the result, such as {table['file'][0]}")
     return {k: other[k].take(pa.array(at, pa.int64())) for k in other.column_names if k not in keys}
 
-# %% ../nbs/18_overview.ipynb #6d4bfd60
+# %% ../nbs/18_overview.ipynb #c8dd700c
 @torch.no_grad()
 def three_views(
     model: AffineVAE,
@@ -168,7 +168,7 @@ def _write_jpeg(path, tiles, cols):
     sheet = sheet.reshape(rows, cols, c, s, s).transpose(0, 3, 1, 4, 2).reshape(rows*s, cols*s, c)
     Image.fromarray(sheet if c == 3 else sheet[..., 0]).save(path, "JPEG", quality=88, subsampling=0)
 
-# %% ../nbs/18_overview.ipynb #64e44b53
+# %% ../nbs/18_overview.ipynb #8d19282e
 class _Result(NamedTuple):
     "A folder that `canonicalize` has written, opened again."
     table: object  # pyarrow table
@@ -279,7 +279,7 @@ def _write_pictures(out, result, rows, order, device, odd=24):
         del views
     return folder, sheets | {"odd": odd}, floor
 
-# %% ../nbs/18_overview.ipynb #01efc065
+# %% ../nbs/18_overview.ipynb #372cd1d9
 class _Ordered:
     "Views in the order of the map: rows are fetched when they are asked for."
     def __init__(self, views, order): self.views, self.order, self.shape = views, order, views.shape
