@@ -26,7 +26,7 @@ def pose_words(
     "How poses settle, in one line."
     told = []
     if not row["epoch"]: told.append(f"{row['images']} images aligned in pairs")
-    elif row["changed"] is not None: told.append(f"{row['changed']:.0%} of the images changed since the line before")
+    elif row["changed"] is not None: told.append(f"{row['changed']:.0%} of the images changed in this epoch")
     if augmented and row["agreement"]: told.append(f"{row['agreement']['all']:.0%} lie within 15° of one angle")
     if "angle" in row and row["searched"] >= 100: told.append(f"the angles found {_crowd(row['crowding'])}")
     return "poses: " + ("; ".join(told) or "none is known yet")
