@@ -6,7 +6,7 @@ another folder (blanks and umlauts in its name, the locale C), and properties, s
     python tools/everywhere.py python3.11 --oldest         # with the oldest versions that settings.ini allows
     python tools/everywhere.py /some/venv/bin/python --here     # in an environment that has all but the wheel
 """
-import argparse, json, os, re, subprocess, sys, tempfile
+import argparse, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,8 @@ def tried(python, folder, how):
     version, torch, numpy, file = must(python, "-c", said, cwd=here, env=env).split(maxsplit=3)
     if str(ROOT/"avae") in file: raise RuntimeError(f"that is not the wheel, but {file}")
     must(python, "-m", "avae.cli", "demo", "--n", 16, "--out", "ein Bild ä", cwd=here, env=env)
-    for name in ("tests", "tools", "conftest.py", "pytest.ini", "settings.ini", ".github"): (folder/name).symlink_to(ROOT/name)
+    for name in ("tests", "tools", ".github"): shutil.copytree(ROOT/name, folder/name)
+    for name in ("conftest.py", "pytest.ini", "settings.ini"): shutil.copy(ROOT/name, folder)
     r = run(python, "-m", "pytest", "-q", "-n", 0, "-p", "no:cacheprovider", "--rootdir", folder, *TESTS, "-k", SKIP, cwd=folder,
             env=env)
     last = re.search(r"=* *(\d+ (?:passed|failed).*?) in [\d.]+s", r.stdout + r.stderr)
