@@ -72,15 +72,9 @@ def comparisons(module):
         if re.search(ASKED[module][1], name) and "two processes" not in name: assert f()[0] <= limit, name
 
 def notebook(module):
-    "The cells of its notebook, but for those that define the module: what they define is taken from it."
-    path = next(p for p in sorted((ROOT/"nbs").glob("*.ipynb")) if f"default_exp {module}\"" in p.read_text())
-    names = dict(vars(importlib.import_module(f"avae.{module}")))
-    os.chdir(ROOT/"nbs")
-    for cell in json.loads(path.read_text())["cells"]:
-        source = "".join(cell["source"])
-        skip = r"^#\| *(export|exports|eval: *false)\b|nbdev_export\(|^show_doc\("
-        if cell["cell_type"] != "code" or re.search(skip, source, re.M): continue
-        exec(compile(source, path.name, "exec"), names)
+    "The lessons of its notebook."
+    from tools.lessons import run_lessons
+    run_lessons(module)
 
 STAGES = dict(properties=properties, comparisons=comparisons, notebook=notebook)
 
