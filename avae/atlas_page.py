@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'BODY', 'STYLE', 'RECORD', 'MAP', 'HANDS', 'CARD', 'colour_wheel', 'hex_of', 'page_of', 'packed']
 
 # %% ../nbs/18_atlas_page.ipynb #bbde573b
-import hashlib, json
+import hashlib
 from base64 import b64encode
 import numpy as np
 from .core import json_text

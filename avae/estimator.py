@@ -16,7 +16,7 @@ from .affine_vae import AffineVAE
 from .core import default_device, write_json
 from .data import pad_to
 from .formats import Intensity
-from .models import VAE, make_part, part_config
+from .models import VAE, part_config
 from .runs import Epoch
 from .training import train
 

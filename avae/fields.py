@@ -7,7 +7,7 @@ __all__ = ['Frames', 'Tiles', 'grid_tiles', 'object_tiles', 'Mosaic', 'Field', '
            'in_hues', 'write_field', 'check_new', 'read_objects']
 
 # %% ../nbs/18_fields.ipynb #5ea73d4d
-import os, shutil, tempfile
+import os, tempfile
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .affine_vae import AffineVAE
 from .atlas_page import colour_wheel
 from .canonicalize import _canvas, _one_number, _own_device, as_affine, explain_images
-from .core import atomic_write, write_json
+from .core import write_json
 from .data import _diagonals, _frames_of_labels, crops
 from .formats import Intensity, measure_intensity, printable, read_header, read_image, read_page
 from .originals import MAT, pixel_mat

@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
-import numpy as np
 from .decoders import ImageFile, _array_stack, _check_memory, _kind_of, open_file
 
 # %% ../nbs/01_files.ipynb #6d0e616b

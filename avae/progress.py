@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .affine import PoseSpace, estimate_background, random_views
-from .affine_vae import AffineVAE
 from .core import atomic_write, evaluating
 from .data import Indexed
 from .plots import COLORS, manifold, plot_rows, save_figure
