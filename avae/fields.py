@@ -345,7 +345,6 @@ def in_hues(
 def _wheel(ax):
     "The legend of angles: a ring in a corner, 0 degrees to the right, counter-clockwise."
     ring = ax.inset_axes([0.83, 1.01, 0.17, 0.17])
-    ring.set_in_layout(False)
     v = np.linspace(-1.2, 1.2, 180)
     a, r = np.degrees(np.arctan2(-v[:, None], v[None])), np.hypot(v[:, None], v[None])
     colour = np.where(((r < 1) & (r > 0.5))[..., None], in_hues(a, np.ones_like(a)), 1.0)
