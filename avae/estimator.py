@@ -99,13 +99,14 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         verbose: int = 0,  # print a line for each epoch?
     ):
         self.poses, self.latent, self.regime, self.epochs, self.batch_size = poses, latent, regime, epochs, batch_size
-        self.learning_rate, self.budget, self.likelihood, self.image_shape = learning_rate, budget, likelihood, image_shape
-        self.pixel_range, self.train_params, self.device = pixel_range, train_params, device
-        self.random_state, self.verbose = random_state, verbose
+        self.learning_rate, self.budget, self.likelihood = learning_rate, budget, likelihood
+        self.image_shape, self.pixel_range, self.train_params = image_shape, pixel_range, train_params
+        self.device, self.random_state, self.verbose = device, random_state, verbose
 
     def fit(self, X, y=None):  # (N, H, W), (N, H, W, C) or (N, H*W*C); `y` is not used
         "Learn from images. `ValueError` for images or settings that make no sense."
-        if self.regime not in REGIMES: raise ValueError(f"regime must be one of {', '.join(REGIMES)}, got {self.regime!r}")
+        if self.regime not in REGIMES:
+            raise ValueError(f"regime must be one of {', '.join(REGIMES)}, got {self.regime!r}")
         X, shape = self._rows(X, fit=True)
         self.image_shape_, self.stacked_ = image_shape_of(shape, self.image_shape), len(shape) > 2
         low, high = self.pixel_range_ = tuple(map(float, self.pixel_range or range_of(X)))
@@ -205,7 +206,7 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         file = Path(folder)/"estimator.json"
         if not file.is_file(): raise FileNotFoundError(f"no Canonicalizer in {folder}: estimator.json is missing")
         avae = AffineVAE.from_pretrained(folder, **given)
-        try: record = json.loads(file.read_text(encoding="utf-8")); return _restored(cls, avae, **record)
+        try: return _restored(cls, avae, **json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError) as e: raise ValueError(f"{file} is damaged ({e})") from e
 
 # %% ../nbs/18_estimator.ipynb #f83ef781
@@ -215,7 +216,8 @@ def _plain(params):
     "Parameters in numbers and words."
     poses, random, device = params["poses"], params["random_state"], params["device"]
     return params | dict(poses=poses.config() if isinstance(poses, PoseSpace) else poses, device=device and str(device),
-                         likelihood=part_config(params["likelihood"]), random_state=random if isinstance(random, int) else None)
+                         likelihood=part_config(params["likelihood"]),
+                         random_state=random if isinstance(random, int) else None)
 
 def _fitted(est):
     "What was learned beside the model."
@@ -224,8 +226,8 @@ def _fitted(est):
 
 def _restored(cls, avae, params, fitted):
     "An estimator as it was."
-    likelihood = avae.likelihood if params["likelihood"] else None
-    est = cls(**params | dict(likelihood=likelihood) | {k: tuple(v) for k in ("image_shape", "pixel_range") if (v := params[k])})
+    tuples = {k: tuple(v) for k in ("image_shape", "pixel_range") if (v := params[k])}
+    est = cls(**params | tuples | dict(likelihood=avae.likelihood if params["likelihood"] else None))
     for k in LEARNED: setattr(est, k, tuple(v) if isinstance(v := fitted[k], list) else v)
     est.avae_, est.history_ = avae, [Epoch(*(math.nan if v is None else v for v in e)) for e in fitted["history_"]]
     if names := fitted["feature_names_in_"]: est.feature_names_in_ = np.array(names, object)

@@ -68,7 +68,8 @@ class FixedSearch(nn.Module):
         budget: int | None = None,  # passes per image, and one more for the result; that of the model if None
     ):
         super().__init__()
-        if model.guess is not None: raise ValueError("model must have no guess, which decides by what it sees: set guess=None")
+        if model.guess is not None:
+            raise ValueError("model must have no guess, which decides by what it sees: set guess=None")
         self.model, self.budget = model.eval(), budget or model.budget
 
     def forward(self, x: Tensor) -> AffineVAEOutput:  # (N, C, H, W) in [0, 1]
@@ -82,7 +83,7 @@ class FixedSearch(nn.Module):
         found = model.pose_search(energy, model.poses, x, **({"budget": self.budget} if self.budget else {}))
         return model._explain(x, found.pose, found.passes + 1, None, background)[0]
 
-# %% ../nbs/18_export.ipynb #1b3e03cd
+# %% ../nbs/18_export.ipynb #229e78cd
 class _Part(nn.Module):
     "One method of a model."
     def __init__(self, model, method):
@@ -97,17 +98,18 @@ def export_onnx(
     folder: str | Path,  # a folder to write to
     size: tuple[int, int, int] | None = None,  # (C, H, W) of the images; that of the `VAE` if None
 ) -> tuple[Path, Path]:
-    """Write `encode.onnx`, images -> `mu` and `logvar`, and `decode.onnx`, `z` -> images, of the canonical frame. `ValueError`
-    without a size, `ImportError` without onnxscript."""
+    """Write `encode.onnx`, images -> `mu` and `logvar`, and `decode.onnx`, `z` -> images, both of the canonical frame.
+    `ValueError` without a size, `ImportError` without onnxscript."""
     vae = model.vae if isinstance(model, AffineVAE) else model
-    if size is None and not hasattr(vae, "size"): raise ValueError("size must be given, (C, H, W), for a model that does not say it")
+    if size is None and not hasattr(vae, "size"): raise ValueError("size must be given, (C, H, W): the model does not say it")
     home = next(vae.parameters())
     x = torch.rand(2, *(size or (vae.channels, *vae.size))).to(home)
-    paths, names = (Path(folder)/"encode.onnx", Path(folder)/"decode.onnx"), ((["image"], ["mu", "logvar"]), (["z"], ["image"]))
+    paths = Path(folder)/"encode.onnx", Path(folder)/"decode.onnx"
+    names = ((["image"], ["mu", "logvar"]), (["z"], ["image"]))
     with evaluating(vae):
         for path, given, (inputs, outputs) in zip(paths, (x, vae.encode(x)[0]), names):
-            many = ({0: torch.export.Dim("n")},)
-            program = torch.onnx.export(_Part(vae, path.stem).eval(), (given,), dynamo=True, dynamic_shapes=many, verbose=False,
+            many, part = ({0: torch.export.Dim("n")},), _Part(vae, path.stem).eval()
+            program = torch.onnx.export(part, (given,), dynamo=True, dynamic_shapes=many, verbose=False,
                                         input_names=inputs, output_names=outputs, external_data=False)
             with atomic_write(path) as tmp: program.save(tmp)
     return paths
