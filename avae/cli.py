@@ -150,8 +150,8 @@ def train(
         "Regime optimized: in the end, learn to guess poses, so that later searches need fewer passes.")] = False,
     arch: Annotated[str, _MODEL(**_words("default", "paper"), help=
         "Networks: default, or paper, those of 2019.")] = "default",
-    widths: Annotated[Optional[str], _MODEL(metavar="N,N,...", show_default="by the size of the images", help=
-        "Channels of the default networks after each halving of the image: 16,32,64,64 halves it four times.")] = None,
+    widths: Annotated[str, _MODEL(metavar="N,N,...", help=
+        "Channels of the default networks after each halving of the image: 16,32,64,64 halves it four times.")] = "16,32,32",
     hidden: Annotated[int, _MODEL(metavar="N", min=1, help="Width of their dense layers.")] = 96,
     latent: Annotated[int, _MODEL(metavar="N", min=1, help="Number of latent variables.")] = 8,
     classes: Annotated[int, _MODEL(metavar="N", min=0, help=
@@ -217,9 +217,7 @@ def _settings_of(run, ctx):
     if given := [k for k in given if k not in free]:
         raise ValueError(f"--resume takes the settings of the run, leave out --{given[0].replace('_', '-')}")
     default = {k: v.default for k, v in inspect.signature(train).parameters.items()}  # of options that are newer
-    try:
-        old = json.loads((run/"settings.json").read_text(encoding="utf-8"))["options"]
-        return default | {"widths": None if old["arch"] == "paper" else "16,32,32"} | old | free
+    try: return default | json.loads((run/"settings.json").read_text(encoding="utf-8"))["options"] | free
     except FileNotFoundError: raise FileNotFoundError(f"there is no run in {run}: settings.json is missing") from None
     except (ValueError, KeyError) as e:
         raise ValueError(f"{run/'settings.json'} is damaged or not by `avae train` ({e})") from e
@@ -281,8 +279,7 @@ def _model(o, spaces, images):
     set_seed(o.seed)
     likelihood, why = likelihood_for(images, o.likelihood)
     if why and os.environ.get("RANK", "0") == "0": print(why, flush=True)
-    widths = o.widths and _numbers("--widths", o.widths)
-    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihood, None, o.classes, widths, o.hidden)
+    vae = VAE(o.latent, o.size, o.channels, o.arch, likelihood, None, o.classes, _numbers("--widths", o.widths), o.hidden)
     if o.regime != "optimized": return vae, poses
     return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses
 
