@@ -376,6 +376,12 @@ def test_reports_are_shares(space, seed, n):
     shares = [report["unmoved"], report["crowding"], *report["at_bound"].values(), *report["moved"].values()]
     assert report["searched"] == n and all(-1e-6 <= v <= 1 + 1e-5 for v in shares)
 
+@given(SIZES, SEEDS)
+def test_what_is_symmetric_has_its_centre_in_the_middle(size, seed):
+    y = images(3, 2, size, seed) - 0.5
+    both = torch.stack([y, y.flip(-1), y.flip(-2), y.flip(-1, -2)]).amax(0)
+    assert _centre_of_ink(both, torch.ones(size)).abs().max() < 1e-4
+
 # --- the Affine VAE
 
 def shapes(most=16): return st.tuples(st.integers(8, most), st.integers(8, most))
@@ -464,12 +470,6 @@ def test_what_is_saved_gives_the_same_poses(tmp_path_factory, space, c, size, se
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(model(x), load_pretrained(folder)(x)))
-
-@given(SIZES, SEEDS)
-def test_what_is_symmetric_has_its_centre_in_the_middle(size, seed):
-    y = images(3, 2, size, seed) - 0.5
-    both = torch.stack([y, y.flip(-1), y.flip(-2), y.flip(-1, -2)]).amax(0)
-    assert _centre_of_ink(both, torch.ones(size)).abs().max() < 1e-4
 
 # --- posteriors over poses
 
