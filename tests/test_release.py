@@ -40,8 +40,9 @@ def public():
 def test_all_parameters_have_a_type_or_a_default():
     "Types of all that a program calls; whether they are right, `mypy tests/typed.py` finds out."
     wild = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    given = lambda p: p.annotation is not p.empty or p.default is not p.empty or p.name in ('self', 'cls')
     bare = [f'{name}({p.name})' for name, f in public() for p in inspect.signature(f).parameters.values()
-            if p.annotation is p.empty and p.default is p.empty and p.name not in ('self', 'cls') and p.kind not in wild]
+            if not given(p) and p.kind not in wild]
     assert len(list(public())) > 40 and not bare, bare
 
 def test_sites_of_old_versions_stay(tmp_path):
@@ -54,7 +55,8 @@ def test_sites_of_old_versions_stay(tmp_path):
     git('add', '-A'), git('commit', '-qm', 'a'), git('remote', 'add', 'origin', str(tmp_path/'there'))
     for version in ('0.9.0', '0.10.0', None):
         (docs/'sub').mkdir(parents=True, exist_ok=True)
-        for page in ('index.html', 'sub/a.html'): (docs/page).write_text(f'<span class="navbar-title">avae</span></a>{version}')
+        for page in ('index.html', 'sub/a.html'):
+            (docs/page).write_text(f'<span class="navbar-title">avae</span></a>{version}')
         versions.mark(docs, version)
         found = versions.publish(here, version)
     assert found == ['0.10.0', '0.9.0'] == re.findall(r'href="([\d.]+)/index.html', (docs/'versions.html').read_text())
@@ -68,8 +70,8 @@ RESERVED = {'con', 'prn', 'aux', 'nul', *(f'{k}{n}' for k in ('com', 'lpt') for 
 
 def not_on_windows(names):
     "Of paths those that Windows cannot hold, and those that it takes for one."
-    bad = [n for n in names if len(n) > 180 or any(
-        p.split('.')[0].lower() in RESERVED or re.search(r'[<>:"|?*\\\x00-\x1f]|[. ]$', p) for p in PurePosixPath(n).parts)]
+    wrong = lambda p: p.split('.')[0].lower() in RESERVED or re.search(r'[<>:"|?*\\\x00-\x1f]|[. ]$', p)
+    bad = [n for n in names if len(n) > 180 or any(map(wrong, PurePosixPath(n).parts))]
     return bad + [n for n, count in Counter(n.lower() for n in names).items() if count > 1]
 
 def test_the_repository_can_be_cloned_on_windows():

@@ -25,8 +25,8 @@ def measured(name, *command):
     "Run a command and note its lines; None if it was run before, else whether it succeeded."
     if (mark := FOLDER/f"{name}.done").exists(): return None
     env = os.environ | dict(PYTHONPATH=str(ROOT), COVERAGE_FILE=str(FOLDER/"data"))
-    r = subprocess.run([sys.executable, "-m", "coverage", "run", f"--rcfile={FOLDER}/config", *map(str, command)], cwd=ROOT,
-                       env=env, capture_output=True, text=True)
+    words = [sys.executable, "-m", "coverage", "run", f"--rcfile={FOLDER}/config", *map(str, command)]
+    r = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
     if r.returncode: print(name, "failed:", (r.stdout + r.stderr)[-1500:], flush=True)
     else: mark.touch()
     return r.returncode == 0
@@ -36,7 +36,8 @@ def report():
     coverage = [sys.executable, "-m", "coverage"]
     config = f"--rcfile={FOLDER}/config"
     subprocess.run([*coverage, "combine", "--keep", "-q", config], cwd=ROOT, capture_output=True)
-    subprocess.run([*coverage, "json", "-q", config, "-o", FOLDER/"report.json"], cwd=ROOT, capture_output=True, check=True)
+    write = [*coverage, "json", "-q", config, "-o", FOLDER/"report.json"]
+    subprocess.run(write, cwd=ROOT, capture_output=True, check=True)
     told = json.loads((FOLDER/"report.json").read_text())
     files = {Path(k).stem: v for k, v in told["files"].items()}
     return dict(all=round(told["totals"]["percent_covered"], 1), lines=told["totals"]["num_statements"],
@@ -53,11 +54,14 @@ def main():
     FOLDER.mkdir(exist_ok=True)
     (FOLDER/"config").write_text(CONFIG)
     parts = [(f"lessons of {m}", "tools/lessons.py", m) for m in notebooks()]
-    parts += [(f"tests {p.stem}", "-m", "pytest", "-q", "-n", 0, "--timeout", 0, p) for p in sorted((ROOT/"tests").glob("test_*.py"))]
+    tests = sorted((ROOT/"tests").glob("test_*.py"))
+    parts += [(f"tests {p.stem}", "-m", "pytest", "-q", "-n", 0, "--timeout", 0, p) for p in tests]
     failed = [name for name, *command in parts if o.only in name and measured(name, *command) is False]
     found = report() | {"failed": failed, "parts": len(list(FOLDER.glob("*.done")))}
     if o.json: o.json.write_text(json.dumps(found, indent=1) + "\n")
-    for k, v in sorted(found["modules"].items(), key=lambda kv: kv[1]): print(f"{v:6.1f}  {k}  {found['missing'].get(k, '')}")
-    print(f"{found['all']} % of {found['lines']} lines, {found['parts']} of {len(parts)} parts; failed: {failed or 'none'}")
+    for k, v in sorted(found["modules"].items(), key=lambda kv: kv[1]):
+        print(f"{v:6.1f}  {k}  {found['missing'].get(k, '')}")
+    done = f"{found['parts']} of {len(parts)} parts, failed: {failed or 'none'}"
+    print(f"{found['all']} % of {found['lines']} lines; {done}")
 
 if __name__ == "__main__": main()

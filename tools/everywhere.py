@@ -15,7 +15,8 @@ TESTS = ["tests/test_properties.py", "tests/test_security.py"]
 SKIP = "not page and not token and not this_computer"  # the page needs Voila, which the wheel does not
 
 def run(*command, **more):
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, encoding="utf-8", errors="replace", **more)
+    words = [*map(str, command)]
+    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", errors="replace", **more)
 
 def must(*command, **more):
     r = run(*command, **more)
@@ -34,14 +35,15 @@ def tried(python, folder, how):
     "A row of the table: versions, and what the demo and the tests said."
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | dict(LC_ALL="C", LANG="C", OMP_NUM_THREADS="1")
     (here := folder/"zwei Wörter ß").mkdir()
-    said = "import sys, avae, torch, numpy; print(sys.version.split()[0], torch.__version__, numpy.__version__, avae.__file__)"
+    said = ("import sys, avae, torch, numpy; "
+            "print(sys.version.split()[0], torch.__version__, numpy.__version__, avae.__file__)")
     version, torch, numpy, file = must(python, "-c", said, cwd=here, env=env).split(maxsplit=3)
     if str(ROOT/"avae") in file: raise RuntimeError(f"that is not the wheel, but {file}")
     must(python, "-m", "avae.cli", "demo", "--n", 16, "--out", "ein Bild ä", cwd=here, env=env)
     for name in ("tests", "tools", ".github"): shutil.copytree(ROOT/name, folder/name)
     for name in ("conftest.py", "pytest.ini", "settings.ini"): shutil.copy(ROOT/name, folder)
-    r = run(python, "-m", "pytest", "-q", "-n", 0, "-p", "no:cacheprovider", "--rootdir", folder, *TESTS, "-k", SKIP, cwd=folder,
-            env=env)
+    r = run(python, "-m", "pytest", "-q", "-n", 0, "-p", "no:cacheprovider", "--rootdir", folder, *TESTS, "-k", SKIP,
+            cwd=folder, env=env)
     last = re.search(r"=* *(\d+ (?:passed|failed).*?) in [\d.]+s", r.stdout + r.stderr)
     return dict(python=version, torch=torch.split("+")[0], numpy=numpy, how=how, what="demo; properties, security",
                 result=f"demo runs; {last[1] if last else (r.stdout + r.stderr)[-300:]}")

@@ -152,8 +152,8 @@ def full_disk(n=8, seed=0):
     return dict(tried=n, good=good)
 
 def jumping_clock(n=2, seed=0):
-    """The clock of the computer jumps by a day back or a year ahead while each kind of work goes on, and it is killed in
-    between -> is the result the same, and does no time that is told make no sense?"""
+    """The clock of the computer jumps by a day back or a year ahead while each kind of work goes on, and it is killed
+    in between -> is the result the same, and does no time that is told make no sense?"""
     pick, told = random.Random(seed), {}
     def jumping(work, run):
         true, off = time.time, [0.0]
@@ -189,12 +189,13 @@ def without_shared_memory():
     its result the same?"""
     with folder() as where:
         (where/"pictures").mkdir()
-        for k, x in enumerate(toy_glyphs(12, 12)): Image.fromarray((255*x[0]).byte().numpy()).save(where/f"pictures/{k}.png")
+        for k, x in enumerate(toy_glyphs(12, 12)):
+            Image.fromarray((255*x[0]).byte().numpy()).save(where/f"pictures/{k}.png")
         def learn(run, workers, room):
             from avae import data
             data.shutil = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=room))
-            sys.exit(run_main(["train", "--data", str(where/"pictures"), "--size", "12", "--epochs", "2", "--valid", "4",
-                               "--workers", str(workers), "--device", "cpu", "--out", str(where/run)]))
+            words = f"train --size 12 --epochs 2 --valid 4 --device cpu --workers {workers}".split()
+            sys.exit(run_main([*words, "--data", str(where/"pictures"), "--out", str(where/run)]))
         for run, workers, room in (("run", 2, 0), ("whole", 0, 2**40)):
             assert not ended(in_child(learn, run, workers, room, said=where/"said")), (where/"said").read_text()[-2000:]
         return "shared memory" in (where/"said").read_text() and results(where/"run") == results(where/"whole")
