@@ -377,11 +377,12 @@ def _explorer(weights, data, fill, download=False):
     return Explorer(model, images, labels, fill)
 
 # %% ../nbs/18_cli.ipynb #566058d2
-app.command("inspect", epilog="Example:  avae inspect my_images --sheet my_images.png")(look_into)
-app.command(epilog="Example:  avae canonicalize my_images --model runs/my_images-optimized --out result")(canonicalize)
-app.command(epilog="Example:  avae atlas result --table my_labels.csv --colour kind")(atlas)
-app.command("map", epilog="Examples:  avae map field.tif --model runs/mine --out maps\n\n"
-            "avae map film.tif --model runs/mine --out maps --objects cells.csv")(map_picture)
+for name, command, example in (
+    ("inspect", look_into, "avae inspect my_images --sheet my_images.png"),
+    ("canonicalize", canonicalize, "avae canonicalize my_images --model runs/my_images-optimized --out result"),
+    ("atlas", atlas, "avae atlas result --table my_labels.csv --colour kind"),
+    ("map", map_picture, "avae map film.tif --model runs/mine --out maps --objects cells.csv"),
+): app.command(name, epilog=f"Example:  {example}")(command)
 
 # %% ../nbs/18_cli.ipynb #551016b9
 @app.command(epilog="Example:  avae doctor --json > doctor.json")
