@@ -223,8 +223,8 @@ def _plain(params):
 
 def _fitted(est):
     "What was learned beside the model."
-    names = getattr(est, "feature_names_in_", None)
-    return {k: getattr(est, k) for k in LEARNED} | dict(history_=est.history_, feature_names_in_=names and list(names))
+    names = list(getattr(est, "feature_names_in_", ()))  # of a table with named columns
+    return {k: getattr(est, k) for k in LEARNED} | dict(history_=est.history_, feature_names_in_=names)
 
 def _restored(cls, avae, params, fitted):
     "An estimator as it was."
