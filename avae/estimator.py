@@ -44,7 +44,9 @@ def image_shape_of(
     return found
 
 # %% ../nbs/18_estimator.ipynb #7022a671
-def range_of(X: np.ndarray) -> tuple[float, float]:  # any shape
+def range_of(
+    X: np.ndarray,  # any shape
+) -> tuple[float, float]:  # lowest, highest
     "What is black and what is white."
     if X.dtype == np.uint8: return 0, 255
     low, high = np.nanmin(X), np.nanmax(X)
@@ -52,7 +54,7 @@ def range_of(X: np.ndarray) -> tuple[float, float]:  # any shape
     return low, high if high > low else low + 1
 
 def to_canvas(
-    X: np.ndarray,  # (N, H*W*C)
+    X: np.ndarray,  # (N, pixels)
     shape: tuple[int, ...],  # (H, W) or (H, W, C)
     pixel_range: tuple[float, float],  # what is black, what is white
     least: int = 8,  # side of the canvas
@@ -65,8 +67,8 @@ def to_canvas(
 
 def from_canvas(
     x: Tensor,  # (N, C, side, side)
-    shape: tuple[int, ...],  # these two as for `to_canvas`
-    pixel_range: tuple[float, float],
+    shape: tuple[int, ...],  # as for `to_canvas`
+    pixel_range: tuple[float, float],  # as for `to_canvas`
 ) -> np.ndarray:  # (N, H, W) or (N, H, W, C)
     "The way back."
     (h, w), side, (low, high) = shape[:2], x.shape[-1], pixel_range
@@ -103,7 +105,7 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.image_shape, self.pixel_range, self.train_params = image_shape, pixel_range, train_params
         self.device, self.random_state, self.verbose = device, random_state, verbose
 
-    def fit(self, X, y=None):  # (N, H, W), (N, H, W, C) or (N, H*W*C); `y` is not used
+    def fit(self, X, y=None):  # (N, H, W), (N, H, W, C) or (N, pixels); `y` is not used
         "Learn from images. `ValueError` for images or settings that make no sense."
         if self.regime not in REGIMES:
             raise ValueError(f"regime must be one of {', '.join(REGIMES)}, got {self.regime!r}")
@@ -221,8 +223,8 @@ def _plain(params):
 
 def _fitted(est):
     "What was learned beside the model."
-    names = getattr(est, "feature_names_in_", None)
-    return {k: getattr(est, k) for k in LEARNED} | dict(history_=est.history_, feature_names_in_=names and list(names))
+    names = list(getattr(est, "feature_names_in_", ()))  # of a table with named columns
+    return {k: getattr(est, k) for k in LEARNED} | dict(history_=est.history_, feature_names_in_=names)
 
 def _restored(cls, avae, params, fitted):
     "An estimator as it was."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .affine_vae import AffineVAE, AffineVAEOutput
 from .canonicalize import as_affine, explain_images
 from .core import atomic_write, check_images, default_device, evaluating
+from .optimizers import multistart, scan
 
 # %% ../nbs/18_export.ipynb #6e2a8945
 class BatchCanonicalizer:
@@ -60,16 +61,19 @@ class BatchCanonicalizer:
 
 # %% ../nbs/18_export.ipynb #5ee8a93f
 class FixedSearch(nn.Module):
-    "The search of an `AffineVAE` and its result, without a decision that depends on data. `ValueError` with a guess."
+    """The search of an `AffineVAE` and its result, without a decision that depends on data. `ValueError` with a guess,
+    with several parameters, and for another search than `multistart` and `scan`."""
 
     def __init__(
         self,
-        model: AffineVAE,  # without a guess
+        model: AffineVAE,  # with one parameter, without a guess
         budget: int | None = None,  # passes per image, and one more for the result; that of the model if None
     ):
         super().__init__()
         if model.guess is not None:
             raise ValueError("model must have no guess, which decides by what it sees: set guess=None")
+        if len(model.poses) > 1 or any(model.poses.discrete) or model.pose_search not in (multistart, scan):
+            raise ValueError(f"model must search one continuous parameter by multistart or scan, got {model.poses}")
         self.model, self.budget = model.eval(), budget or model.budget
 
     def forward(self, x: Tensor) -> AffineVAEOutput:  # (N, C, H, W) in [0, 1]
@@ -101,7 +105,7 @@ def export_onnx(
     """Write `encode.onnx`, images -> `mu` and `logvar`, and `decode.onnx`, `z` -> images, both of the canonical frame.
     `ValueError` without a size, `ImportError` without onnxscript."""
     vae = model.vae if isinstance(model, AffineVAE) else model
-    if size is None and not hasattr(vae, "size"): raise ValueError("size must be given, (C, H, W): the model does not say it")
+    if size is None and not hasattr(vae, "size"): raise ValueError("size (C, H, W) must be given for this model")
     home = next(vae.parameters())
     x = torch.rand(2, *(size or (vae.channels, *vae.size))).to(home)
     paths = Path(folder)/"encode.onnx", Path(folder)/"decode.onnx"
