@@ -320,11 +320,13 @@ def canonicalize(
         job = Canonicalization(model, stream, shards, out, pictures, workers=workers, device=device)
         mine = range(rank, len(shards), world)
         todo, count = [k for k in mine if not shards.stats(k)], lambda some: sum(len(shards.numbers(k)) for k in some)
-        if world == 1: _sweep(out, {i//10_000 for k in todo for i in shards.numbers(k)[::9_999]} if plan.numbered else None)
+        sweep = partial(_sweep, out, {i//10_000 for k in todo for i in shards.numbers(k)[::9_999]} if plan.numbered else None)
+        if world == 1: sweep()
         bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
         with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
             if executor == "ray": job.run_on_ray(todo, bar.update)
             else: job.run(todo, bar.update)
+        if world == 1 and todo: sweep()  # writers of a killed process may have outlived it for a moment
         return _merge(out, shards, bool(todo), start)
 
 # %% ../nbs/18_canonicalize.ipynb #fda9a062
