@@ -113,7 +113,8 @@ def _complete_data(incomplete):
 def train(
     ctx: typer.Context,
     data: Annotated[str, _DATA(metavar="FOLDER", autocompletion=_complete_data, help=
-        "A folder of images, a file of many (also as file.h5::name), or a table of files; or sample, the digits that come with the package; or mnist, fashion_mnist, kmnist or "
+        "A folder of images, a file of many (also as file.h5::name), or a table of files; or sample, the digits that "
+        "come with the package; or mnist, fashion_mnist, kmnist or "
         "emnist, from the folder that AVAE_DATA names.")] = "sample",
     size: Annotated[int, _DATA(metavar="N", min=8, help=
         "Width and height in pixels to which images are brought.")] = 40,
@@ -387,7 +388,8 @@ def look_into(
 @app.command(epilog="Example:  avae canonicalize my_images --model runs/my_images-optimized --out result")
 def canonicalize(
     data: Annotated[str, typer.Argument(metavar="DATA", help=
-        "A folder of pictures, one file (also as file.h5::name), or a table, Parquet or CSV, whose column file holds paths or addresses.")],
+        "A folder of pictures, one file (also as file.h5::name), or a table, Parquet or CSV, whose column file holds "
+        "paths or addresses.")],
     model: Annotated[str, typer.Option(metavar="NAME", autocompletion=_complete_weights, help=
         "The folder of a run or of a model, or a model that comes with the package.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the result, or one to go on with.")],
