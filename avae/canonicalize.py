@@ -314,19 +314,25 @@ def canonicalize(
         model.intensity = settings["intensity"]
         _remember(out, model, plan.folder)
         device, count = torch.device(device or _own_device()), plan.count
-        if workers is None: workers = min(8, max(1, (os.cpu_count() or 2) - 1)) if device.type == "cuda" else int(executor != "ray")
+        if workers is None: workers = _readers(device, executor)
         stream = Stream(plan, size, _one_number(model.fill), settings["intensity"], **how)
         shards = Shards(out/"shards", count, settings["shard"])
         workers = enough_shared_memory(workers, 4*128*channels*size**2)
         job = Canonicalization(model, stream, shards, out, pictures, workers=workers, device=device)
-        mine = range(rank, len(shards), world)
-        todo, count = [k for k in mine if not shards.stats(k)], lambda some: sum(len(shards.numbers(k)) for k in some)
-        if world == 1: _sweep(out, {i//10_000 for k in todo for i in shards.numbers(k)[::9_999]} if plan.numbered else None)
-        bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if rank == 0 else True)
-        with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
-            if executor == "ray": job.run_on_ray(todo, bar.update)
-            else: job.run(todo, bar.update)
-        return _merge(out, shards, bool(todo), start)
+        fresh = _work(job, range(rank, len(shards), world), executor, alone=world == 1, show=rank == 0)
+        return _merge(out, shards, fresh, start)
+
+def _work(job, mine, executor, alone, show):
+    "Do the shards that are missing -> were there any?"
+    shards, count = job.shards, lambda some: sum(len(job.shards.numbers(k)) for k in some)
+    todo = [k for k in mine if not shards.stats(k)]
+    numbers = {i//10_000 for k in todo for i in shards.numbers(k)[::9_999]} if job.stream.plan.numbered else None
+    if alone: _sweep(job.out, numbers)
+    bar = dict(unit=" images", dynamic_ncols=True, leave=False, disable=None if show else True)
+    with tqdm(total=count(mine), initial=count(mine) - count(todo), **bar) as bar:
+        (job.run_on_ray if executor == "ray" else job.run)(todo, bar.update)
+    if alone and todo: _sweep(job.out, numbers)  # writers of a killed process may have outlived it for a moment
+    return bool(todo)
 
 # %% ../nbs/18_canonicalize.ipynb #fda9a062
 def as_affine(
@@ -354,6 +360,11 @@ def _own_device():
     device, e = default_device(), os.environ
     if device.type != "cuda": return device
     return torch.device("cuda", int(e.get("LOCAL_RANK", e.get("SLURM_LOCALID", 0))) % torch.cuda.device_count())
+
+def _readers(device, executor):
+    "Processes that read beside this one; an actor has one CPU, which reads as well."
+    if device.type == "cuda": return min(8, max(1, (os.cpu_count() or 2) - 1))
+    return int(executor != "ray")
 
 def _check_folder(out):
     "`FileExistsError` if there is something else."

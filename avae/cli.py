@@ -106,7 +106,8 @@ def _complete_data(incomplete):
 def train(
     ctx: typer.Context,
     data: Annotated[str, _DATA(metavar="FOLDER", autocompletion=_complete_data, help=
-        "A folder of images, a file of many (also as file.h5::name), or a table of files; or sample, the digits that come with the package; or mnist, fashion_mnist, kmnist or "
+        "A folder of images, a file of many (also as file.h5::name), or a table of files; or sample, the digits that "
+        "come with the package; or mnist, fashion_mnist, kmnist or "
         "emnist, from the folder that AVAE_DATA names.")] = "sample",
     size: Annotated[int, _DATA(metavar="N", min=8, help=
         "Width and height in pixels to which images are brought.")] = 40,

@@ -39,7 +39,8 @@ def look_into(
 # %% ../nbs/18_cli_folders.ipynb #2b41a37c
 def canonicalize(
     data: Annotated[str, typer.Argument(metavar="DATA", help=
-        "A folder of pictures, one file (also as file.h5::name), or a table, Parquet or CSV, whose column file holds paths or addresses.")],
+        "A folder of pictures, one file (also as file.h5::name), or a table, Parquet or CSV, whose column file holds "
+        "paths or addresses.")],
     model: Annotated[str, typer.Option(metavar="NAME", autocompletion=_complete_weights, help=
         "The folder of a run or of a model, or a model that comes with the package.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the result, or one to go on with.")],

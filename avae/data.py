@@ -116,7 +116,7 @@ class ImageDir(Dataset):
 
     def __init__(
         self,
-        root: str | Path,  # the folder; or a file of several pictures, or a table of files and addresses, as for `find_files`
+        root: str | Path,  # the folder; or a file of several pictures, or a table of files, as for `find_files`
         size: int = 64,  # side of the square canvas in pixels
         channels: int = 1,  # 1 = grey, 3 = colour
         fill: float | None = None,  # background beside an image that is not square; the median of its border if None
@@ -124,8 +124,8 @@ class ImageDir(Dataset):
         # "none", or what another set has found: its `normalize`, or `normalize.config()`
         channel: int | None = None,  # of files with several: the one to take, from 0; each is an item if None
         project: str | None = None,  # "max", "min" or "mean" over the slices of a stack; each is an item if None
-        errors: str = "raise",  # files that cannot be read: "raise", or "skip" and list them in `skipped`; one that turns
-        # out to be damaged when it is wanted is replaced by the next
+        errors: str = "raise",  # files that cannot be read: "raise", or "skip" and list them in `skipped`; one that
+        # turns out to be damaged when it is wanted is replaced by the next
     ):
         if errors not in ("raise", "skip"): raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
         normalize = Intensity(**normalize) if isinstance(normalize, dict) else normalize

@@ -48,8 +48,8 @@ def last_name(source: str | Path) -> str:  # "cell.png" of "https://host/cell.pn
     return unquote(urlsplit(file).path).rpartition("/")[2] if is_url(file) else file.name
 
 # %% ../nbs/01_files.ipynb #4f168718
-SCHEMES = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "webhdfs", "ftp", "sftp", "ssh", "hf",
-           "oss", "memory")
+SCHEMES = ("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hdfs", "webhdfs", "ftp", "sftp",
+           "ssh", "hf", "oss", "memory")
 
 def fetch(
     url: str,  # an address with one of the `SCHEMES`
@@ -135,8 +135,8 @@ def _ends(stack):
     for i in {0, len(stack) - 1}: stack[i]
 
 # %% ../nbs/01_files.ipynb #2b9c6a24
-CODECS = {"blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "shuffle", "bytes", "transpose", "crc32c", "crc32", "adler32",
-          "sharding_indexed", "delta", "bitround", "packbits"}
+CODECS = {"blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "shuffle", "bytes", "transpose", "crc32c", "crc32",
+          "adler32", "sharding_indexed", "delta", "bitround", "packbits"}
 
 def _open_zarr(folder, inner, *how):
     "An image of an OME-Zarr folder, or an array in a Zarr folder, as a row of pictures."

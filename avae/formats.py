@@ -32,7 +32,8 @@ def find_files(
 ) -> list[Path | str]:  # paths, sorted by their names; of a table, paths and addresses in its order
     """The image files of a folder and its sub-folders; NumPy and HDF5 files only where there are no others, since
     beside pictures they are tables. `FileNotFoundError` if there is nothing, `ValueError` for another table."""
-    if is_table(root): return [place_of(n, Path(root).parent) for names in table_rows(root) for n in names["file"].to_pylist()]
+    if is_table(root):
+        return [place_of(n, Path(root).parent) for rows in table_rows(root) for n in rows["file"].to_pylist()]
     file, _ = split_name(place_of(root) if is_url(root) else Path(root))
     if is_url(file) or file.is_file() or is_zarr(file): return [place_of(root) if is_url(root) else Path(root)]
     root = Path(root)
@@ -40,7 +41,8 @@ def find_files(
     files = _walk(root)
     for kind in ((*SUFFIXES, ".zarr"), ARRAYS):
         if found := sorted(p for p in files if p.suffix.lower() in kind): return found
-    raise FileNotFoundError(f"no images in {printable(root)} ({', '.join(s[1:] for s in (*SUFFIXES, '.zarr', *ARRAYS))})")
+    known = ", ".join(s[1:] for s in (*SUFFIXES, ".zarr", *ARRAYS))
+    raise FileNotFoundError(f"no images in {printable(root)} ({known})")
 
 def _walk(root):
     "All files below a folder that are not hidden. Links to folders come last: the first name of a folder is its own."
@@ -72,7 +74,8 @@ def printable(
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 # %% ../nbs/01_formats.ipynb #190e1fc0
-def is_table(path: str | Path) -> bool: return not is_url(path) and Path(path).suffix.lower() in TABLES and Path(path).is_file()
+def is_table(path: str | Path) -> bool:
+    return not is_url(path) and Path(path).suffix.lower() in TABLES and Path(path).is_file()
 
 def table_rows(
     path: str | Path,  # Parquet or CSV, with the column file
@@ -83,11 +86,12 @@ def table_rows(
     from pyarrow import csv, parquet
     text = Path(path).suffix.lower() == ".csv"
     try: found = csv.open_csv(path) if text else parquet.ParquetFile(path).iter_batches(rows)
-    except pa.ArrowInvalid as e: raise ValueError(f"{path} is no table that can be read ({str(e).splitlines()[0]})") from e
+    except pa.ArrowInvalid as e:
+        raise ValueError(f"{path} is no table that can be read ({str(e).splitlines()[0]})") from e
     for batch in found:
         names = batch.schema.names
         if "file" not in names: raise ValueError(f"{path} has no column file, only {', '.join(names)}")
-        if batch["file"].null_count or not pa.types.is_string(batch["file"].type) and not pa.types.is_large_string(batch["file"].type):
+        if batch["file"].null_count or batch["file"].type not in (pa.string(), pa.large_string()):
             raise ValueError(f"the column file of {path} must hold names, and no row may be without")
         yield batch
 

@@ -42,7 +42,8 @@ class Plan:
     @cached_property
     def _ends(self):
         "Number of the pictures up to the end of each batch."
-        return np.cumsum([self._file.get_batch(b)["pages"].to_numpy().sum() for b in range(self._file.num_record_batches)])
+        batches = map(self._file.get_batch, range(self._file.num_record_batches))
+        return np.cumsum([rows["pages"].to_numpy().sum() for rows in batches])
 
     @cached_property
     def numbered(self) -> bool:  # pictures may come from anywhere, so that names in a folder must be made
@@ -99,7 +100,7 @@ class Listed(NamedTuple):
 
 def list_files(
     data: str | Path,  # a folder, a file, an address, or a table with the column file, as for `find_files`
-    select: str | Path | None = None,  # a table, Parquet or CSV, with the column file, and page if single pages are wanted
+    select: str | Path | None = None,  # a table with the column file, and page if single pages are wanted
 ) -> Listed:
     "What there is to do. `FileNotFoundError` if there is nothing, `ValueError` if the table names other files or none."
     if is_table(data): return _listed(Path(data), select)
@@ -125,7 +126,8 @@ def _batch(rows):
 def _selected(select, names, data):
     "Names, and pages of each, that a table wants."
     table = read_table(select)
-    if "file" not in table.column_names: raise ValueError(f"{select} has no column file, only {', '.join(table.column_names)}")
+    if "file" not in table.column_names:
+        raise ValueError(f"{select} has no column file, only {', '.join(table.column_names)}")
     known, wanted = {printable(os.fsdecode(n)): n for n in names}, {}
     pages = table["page"].to_pylist() if "page" in table.column_names else [None]*len(table)
     for name, page in zip(table["file"].to_pylist(), pages): wanted.setdefault(name, []).append(page)
@@ -154,7 +156,8 @@ def read_table(path: str | Path):  # -> pyarrow table
     import pyarrow as pa
     from pyarrow import csv, parquet
     try: return csv.read_csv(path) if str(path).lower().endswith(".csv") else parquet.read_table(path)
-    except pa.ArrowInvalid as e: raise ValueError(f"{path} is no table that can be read ({str(e).splitlines()[0]})") from e
+    except pa.ArrowInvalid as e:
+        raise ValueError(f"{path} is no table that can be read ({str(e).splitlines()[0]})") from e
 
 # %% ../nbs/17_streams.ipynb #f712b316
 SINGLE = r"^[a-z][a-z0-9+.-]*://[^?#]*\.(png|jpe?g|bmp|pgm|ppm)$"  # an address of one picture

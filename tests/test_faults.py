@@ -6,7 +6,7 @@ from tools import faults
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='faults are made in forked processes')
 
 def test_work_that_is_killed_ends_as_one_that_was_not():
-    for name, told in faults.kills(2).items(): assert told['same'] and told['kills'] >= 2, name
+    for name, told in faults.kills(2).items(): assert told['same'] and told['kills'] >= 2, (name, told)
 
 def test_a_disk_that_is_full_at_any_moment():
     told = faults.full_disk(3)
