@@ -160,7 +160,7 @@ svg {{ width: 100%; height: 8rem }}
 polyline {{ fill: none; stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke }}
 .train {{ opacity: .45 }}</style></head><body><h1>{name}</h1><p>{state}</p>
 <svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="losses over the epochs">{lines}</svg>
-<p>Loss over the epochs: validation, and in a paler line training.</p>
+<p>Loss over the epochs, from {high:.1f} to {low:.1f} nats: validation, and in a paler line training.</p>
 {images}<pre>{words}</pre></body></html>
 """
 SHOWN = {"recon.png": "Images, as the model turns them, and as it redraws them",
@@ -173,21 +173,20 @@ def write_page(
     done: bool,  # is the training over? Then the page no longer reloads itself
 ):
     "A page of how a training goes: `watch.html`."
-    at = history[-1].epoch if history else 0
-    state = f"Epoch {at}, validation {history[-1].valid:.2f} nats." if at else "Before the first epoch."
+    last, known = history[-1] if history else None, [v for e in history for v in (e.train, e.valid) if v == v] or [0.0]
+    state = f"Epoch {last.epoch}, validation {last.valid:.2f} nats." if last else "Before the first epoch."
     seen = [(f, text) for f, text in SHOWN.items() if (folder/f).exists()]
     images = "".join(f'<img src="{f}?{(folder/f).stat().st_mtime_ns}" alt="{text}">' for f, text in seen)
-    lines = "".join(f'<polyline class="{k}" points="{_points([getattr(e, k) for e in history], history)}"/>'
+    low, high = min(known), max(known)
+    lines = "".join(f'<polyline class="{k}" points="{_points([getattr(e, k) for e in history], low, high)}"/>'
                     for k in ("train", "valid"))
-    page = PAGE.format(name=escape(folder.resolve().name), state=state + " It is over."*done, lines=lines, images=images,
-                       words=escape("\n".join(reversed(words))),
+    page = PAGE.format(name=escape(folder.resolve().name), state=state.replace("nan nats", "not measured") + " It is over."*done,
+                       low=low, high=high, lines=lines, images=images, words=escape("\n".join(reversed(words))),
                        reload="" if done else '<meta http-equiv="refresh" content="5">')
     with atomic_write(folder/"watch.html") as tmp: tmp.write_text(page, encoding="utf-8")
 
-def _points(values, history):
-    "Of a line in a square of 100, the highest and the lowest loss at its edges."
-    known = [v for e in history for v in (e.train, e.valid) if v == v]
-    low, high = min(known, default=0), max(known, default=1)
+def _points(values, low, high):
+    "Of a line in a square of 100."
     x, y = lambda i: 100*i/max(len(values) - 1, 1), lambda v: 98 - 96*(v - low)/max(high - low, 1e-9)
     return " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(values) if v == v)
 

@@ -126,7 +126,8 @@ def avae_train(pictures, out, processes, *args):
     "`avae train`, by torchrun if there are several processes; its metrics"
     by = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)] if processes > 1 else []
     command = [sys.executable, *by, '-m', 'avae.cli', 'train', '--data', pictures, '--size', '16', '--out', out,
-               '--epochs', '2', '--batch-size', '30', '--valid', '40', '--latent', '3', '--device', 'cpu', *args]
+               '--epochs', '2', '--batch-size', '30', '--valid', '40', '--latent', '3', '--likelihood', 'bernoulli',
+               '--device', 'cpu', *args]
     r = subprocess.run(command, cwd=ROOT, env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
                        capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
