@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # what editors see
     from avae.overview import atlas
     from avae.originals import transform_boxes, transform_masks, transform_points
     from avae.training import train
-    from avae.estimator import Canonicalizer
+    from avae.estimator import Canonicalizer as Canonicalizer
 
 # %% ../nbs/19_package.ipynb #6fe9b2ff
 _all_ = ['PoseSpace', 'atlas', 'map_field', 'invert', 'random_views', 'warp', 'ImageDir', 'load_dataset', 'mnist_sample', 'toy_glyphs', 'VAE',
