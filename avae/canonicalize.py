@@ -192,7 +192,7 @@ class Canonicalization:
         shards: Shards,
         out: Path,  # the folder of results
         pictures: bool = True,  # write canonical pictures, too?
-        batch: int = 128,  # images at a time
+        batch: int = 256,  # images at a time
         workers: int = 0,  # processes that read pictures beside this one
         device: str | torch.device = "cpu",
     ):
@@ -206,20 +206,23 @@ class Canonicalization:
         todo: list[int],  # shards
         tell=lambda n: None,  # is told how many more images are done
     ):
-        "Work on shards, one after the other."
+        "Work on shards, one after the other; the last pictures of one are written while the next is searched."
         import pyarrow as pa
         self.model.to(self.device)
         numbers = (list(r[i:i + self.batch]) for r in map(self.shards.numbers, todo) for i in range(0, len(r), self.batch))
         tables, written, ends, start = [], [], {self.shards.numbers(k)[-1]: k for k in todo}, time.perf_counter()
+        almost = None
         with _writers(self.workers if self.pictures else 0) as pool:
             for loaded, x in batches(self.stream, numbers, self.workers, self.device):
                 said = explain_images(self.model, x) if len(x) else {}
                 tables.append(table_of(loaded, said, self.stream.size, self.schema))
                 if self.pictures: self._write_pictures(pool, loaded, tables[-1], written)
                 if (k := ends.get(loaded.numbers[-1])) is not None:
-                    self._finish(k, pa.concat_tables(tables), written, time.perf_counter() - start)
+                    if almost: self._finish(*almost)
+                    almost = k, pa.concat_tables(tables), written, time.perf_counter() - start
                     tables, written, start = [], [], time.perf_counter()
                 tell(len(loaded.numbers))
+            if almost: self._finish(*almost)
 
     def run_on_ray(
         self,
@@ -292,7 +295,7 @@ def canonicalize(
     pictures: bool = True,  # write canonical pictures, too?
     select: str | Path | None = None,  # a table, Parquet or CSV, of the files and pages that are wanted; all if None
     budget: int | None = None,  # passes per image; that of the model if None
-    shard: int | None = None,  # images in one; if None, a 64th of all, but 128 at least and 10,000 at most
+    shard: int | None = None,  # images in one; if None, a 64th of all, rounded up to a multiple of 256, but 10,000 at most
     device: str | torch.device | None = None,  # `default_device()` if None
     workers: int | None = None,  # processes that read pictures; if None, one, or beside a GPU up to 8; of an actor none
     channel: int | None = None,  # as for `ImageDir`
@@ -317,7 +320,7 @@ def canonicalize(
         if workers is None: workers = _readers(device, executor)
         stream = Stream(plan, size, _one_number(model.fill), settings["intensity"], **how)
         shards = Shards(out/"shards", count, settings["shard"])
-        workers = enough_shared_memory(workers, 4*128*channels*size**2)
+        workers = enough_shared_memory(workers, 4*256*channels*size**2)
         job = Canonicalization(model, stream, shards, out, pictures, workers=workers, device=device)
         fresh = _work(job, range(rank, len(shards), world), executor, alone=world == 1, show=rank == 0)
         return _merge(out, shards, fresh, start)
@@ -403,7 +406,7 @@ def _begin(out, model, listed, shard, pictures, how):
         if not path.exists():
             plan = make_plan(arrow, listed, **how)
             intensity = model.intensity or measure_intensity(_some_pages(plan, how))
-            each = shard or min(10_000, max(128, math.ceil(plan.count/64)))
+            each = shard or min(10_000, 256*math.ceil(plan.count/64/256))
             write_json(path, asked | {"images": plan.count, "shard": each, "intensity": intensity.config()})
         old = json.loads(path.read_text())
         _check_same(out, old, asked | ({"shard": shard} if shard else {}) | (

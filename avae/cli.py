@@ -239,9 +239,9 @@ def _train(o, run, resume):
     data = _data(o)
     valid = min(1000, len(getattr(data, "images", data))//10) if o.valid is None else o.valid
     images, held_out = split_valid(data, valid, o.seed)
-    model, poses = _model(o, spaces, images)
+    model, poses, why = _model(o, spaces, images)
     augment, main = poses if o.augment else None, os.environ.get("RANK", "0") == "0"
-    watch = Watch(run, held_out if valid else images, augment, page=o.watch) if main else None
+    watch = Watch(run, held_out if valid else images, augment, page=o.watch, first=why) if main else None
     keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity free_bits guess patience seed "
             "search_budget search_every search_warmup align fill interpolation mixed_precision compile device workers "
             "save_every").split()
@@ -268,7 +268,7 @@ def _data(o, split="train"):
     return ImageDir(o.data, o.size, o.channels, o.fill, normalize=o.normalize, errors=o.errors)
 
 def _model(o, spaces, images):
-    "The model and the poses of a regime."
+    "The model and the poses of a regime, and why it has its likelihood."
     from avae.affine import PoseSpace
     from avae.core import set_seed
     from avae.affine_vae import AffineVAE
@@ -279,10 +279,9 @@ def _model(o, spaces, images):
     poses = PoseSpace(**spaces) if spaces else None
     set_seed(o.seed)
     likelihood, why = likelihood_for(images, o.likelihood)
-    if why and os.environ.get("RANK", "0") == "0": print(why, flush=True)
     vae = VAE(o.latent, o.size, o.channels, o.arch, likelihood, None, o.classes, _numbers("--widths", o.widths), o.hidden)
-    if o.regime != "optimized": return vae, poses
-    return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses
+    if o.regime != "optimized": return vae, poses, why
+    return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses, why
 
 def _numbers(name, text):
     try: return tuple(int(v) for v in text.split(","))

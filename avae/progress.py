@@ -109,12 +109,13 @@ class Watch:
         say=tqdm.write,  # what to do with a line of text; None says nothing
         n: int = 8,  # images to draw
         share: float = 0.02,  # of the time, that drawing may take
+        first: str | None = None,  # a line to say before all others
     ):
         self.folder, self.augment, self.page, self.say, self.share = Path(folder), augment, page, say, share
         data = Indexed(images, missing=True)
         self.x = data.__getitems__(torch.linspace(0, len(data) - 1, min(n, len(data))).long().tolist())[1]
         if augment: self.x = random_views(x := self.x.nan_to_num(), augment, 0, estimate_background(x))[0]
-        self.lines, self.cost, self.drawn = [], 0.0, -float("inf")  # seconds, and when
+        self.first, self.lines, self.cost, self.drawn = first, [], 0.0, -float("inf")  # seconds, and when
 
     def __call__(self, model, history: list[Epoch], poses: list[dict], done: bool):  # as `train` calls it
         "After the aligned images, after each epoch, and when all is over."
@@ -131,7 +132,8 @@ class Watch:
 
     def tell(self, history, poses):
         "The line of an epoch, and how poses settle, at first after each epoch, then after every fifth."
-        new = [epoch_words(history[-1])] if history else []
+        new = [v for v in (self.first, epoch_words(history[-1]) if history else None) if v]
+        self.first = None
         if poses and (len(history) < 4 or len(history) % 5 == 0): new.append(pose_words(poses[-1], bool(self.augment)))
         self.lines += new
         for line in new: self.say and self.say(line)
