@@ -40,6 +40,10 @@ def site():
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
 
+def pages():
+    "All pages but the list of versions, which is plain"
+    return [p for p in DOCS.glob('*.html') if p.name != 'versions.html']
+
 class Reader:
     "A page, and what went wrong on it"
     def __init__(self, browser, site, theme='light', size='desktop'):
@@ -97,7 +101,7 @@ def test_sidebar_tells_the_story(reader):
     sections = page.locator('#quarto-sidebar .sidebar-item-section > .sidebar-item-container').all_inner_texts()
     assert [s.strip() for s in sections] == ['Idea', 'Guides', 'Library', 'Experiments']
     links = page.locator('#quarto-sidebar a.sidebar-link[href]').evaluate_all('s => s.map(a => a.getAttribute("href"))')
-    assert sorted(links) == sorted({p.name for p in DOCS.glob('*.html')}), 'a page is not in the sidebar, or is twice'
+    assert sorted(links) == sorted({p.name for p in pages()}), 'a page is not in the sidebar, or is twice'
 
 class Code(HTMLParser):
     "The blocks of code of a page: `blocks`, and those of them that are `folded` away"
@@ -169,7 +173,7 @@ class Box:
     assert pages.signature('fit', fit, False) == 'fit(*xs, deep=False, **more)'
 
 def test_every_picture_has_a_text_and_every_page_its_markdown(site):
-    for page in DOCS.glob('*.html'):
+    for page in pages():
         silent = [i[:80] for i in re.findall(r'<img\b[^>]*>', page.read_text()) if not re.search(r'\balt="[^"]+"', i)]
         assert not silent, f'{page.name}: {silent}'
         assert page.with_suffix('.md').exists() and f'/{page.stem}.md)' in (DOCS/'llms.txt').read_text(), page.name
@@ -177,7 +181,7 @@ def test_every_picture_has_a_text_and_every_page_its_markdown(site):
 @pytest.mark.parametrize('size', SIZES)
 def test_nothing_is_cut_and_the_sidebar_shows_where_one_is(reader, size):
     r = reader(size=size)
-    for name in (p.stem for p in DOCS.glob('*.html')):
+    for name in (p.stem for p in pages()):
         page = r.open(name)
         assert page.evaluate('document.documentElement.scrollWidth') <= SIZES[size]['width'], f'{name} scrolls sideways'
         if size == 'phone': continue
