@@ -52,9 +52,13 @@ class Reader:
         self.faults, self.loaded = [], []
         self.page.on('pageerror', lambda e: self.faults.append(str(e)))
         self.page.on('console', lambda m: self.faults.append(m.text) if m.type in ('error', 'warning') else None)
-        self.page.on('requestfailed', lambda r: self.faults.append(f'failed: {r.url[:99]}'))
+        self.page.on('requestfailed', self.failed)
         self.page.on('request', self.local)
         self.page.on('requestfinished', lambda r: self.loaded.append(r))
+
+    def failed(self, request):
+        "A request that the next page has cut short is no fault"
+        if 'ERR_ABORTED' not in (request.failure or ''): self.faults.append(f'failed: {request.url[:99]}')
 
     def local(self, request):
         if not request.url.startswith((self.site, 'data:', 'blob:')):
