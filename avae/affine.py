@@ -181,6 +181,12 @@ class Box:
         "Differences between points of the unit cube; where a parameter is periodic, the short way around."
         return torch.where(self._limits(off)[3], off - off.round(), off)
 
+    def period(self, name: str) -> float | None:
+        "How far a parameter goes until it is the same again; None if it never is, or if there is no such parameter."
+        if name not in self.names or not self.periodic[self.names.index(name)]: return None
+        lo, hi = self.bounds[name]
+        return hi - lo
+
     def identity(self, n: int = 1) -> Tensor:  # (n, D)
         "The values with which nothing is done (whether or not the bounds contain them)."
         return torch.tensor([self._identity]).repeat(n, 1)

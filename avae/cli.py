@@ -230,6 +230,7 @@ def _train(o, run, resume):
     from avae.core import shell_word
     from avae.data import enough_shared_memory, split_valid
     from avae.progress import Watch
+    from avae.runs import best_epoch
     from avae.training import train
     options, o = o, SimpleNamespace(**o)
     spaces = {k: v for k, v, none in [("angle", o.angle, 0), ("scale", o.scale, 1), ("shear", o.shear, 0),
@@ -249,7 +250,7 @@ def _train(o, run, resume):
         history = train(model, images, held_out if valid else None, augment, run, resume, watch=watch,
                         extra={"options": options, "command": _command(options)}, **{k: getattr(o, k) for k in keep})
     except KeyboardInterrupt: sys.exit(f"avae: interrupted, go on with: avae train --resume {shell_word(run)}")
-    best = min(history, key=lambda e: e.valid) if valid else history[-1]
+    best = best_epoch(history)
     if main: print(f"best epoch {best.epoch}, validation {best.valid:.2f} nats: {run/'best'}")
 
 def _data(o, split="train"):

@@ -162,20 +162,17 @@ class Mosaic:
             name, part = k
             if part == "cos":
                 phasor = v + 1j*mean[name, "sin"]
-                low, high = self.poses.bounds[name]
-                out[name] = np.angle(phasor)*(high - low)/(2*np.pi)
+                out[name] = np.angle(phasor)*self.poses.period(name)/(2*np.pi)
                 out[f"{name}_agreement"] = np.abs(phasor)
             elif part != "sin": out[name] = np.exp(v) if part == "log" else v
         return {k: v.astype(np.float32) for k, v in out.items()}
 
     def _linear(self, name, v):
         "What may be averaged."
-        i = self.poses.names.index(name) if name in self.poses.names else None
-        if i is None: return {(name, ""): v}
-        if self.poses.log[i]: return {(name, "log"): np.log(v)}
-        if not self.poses.periodic[i]: return {(name, ""): v}
-        low, high = self.poses.bounds[name]
-        a = 2*np.pi*v/(high - low)
+        names, period = self.poses.names, self.poses.period(name)
+        if name in names and self.poses.log[names.index(name)]: return {(name, "log"): np.log(v)}
+        if period is None: return {(name, ""): v}
+        a = 2*np.pi*v/period
         return {(name, "cos"): np.cos(a), (name, "sin"): np.sin(a)}
 
     def _cover(self, middle, reach, corners):
@@ -285,10 +282,8 @@ def trajectories(
     tiles, at = np.unique(field.table["tile"], return_inverse=True)
     out = np.full((len(tiles), field.table["page"].max() + 1), np.nan)
     out[at, field.table["page"]] = field.table[name]
-    names = field.poses.names
-    if name not in names or not field.poses.periodic[names.index(name)]: return out
-    low, high = field.poses.bounds[name]
-    return np.unwrap(out, period=high - low, axis=1)
+    period = field.poses.period(name)
+    return out if period is None else np.unwrap(out, period=period, axis=1)
 
 # %% ../nbs/18_fields.ipynb #cca0d9f9
 def plot_field(

@@ -113,9 +113,7 @@ def join_table(
 ) -> dict:  # name: pyarrow array
     "The columns of somebody's own table, row by row. `ValueError` if it does not fit."
     import pyarrow as pa
-    other = read_table(own)
-    if "file" not in other.column_names:
-        raise ValueError(f"{own} has no column file, only {', '.join(other.column_names)}")
+    other = read_table(own, "file")
     keys = ["file", "page"] if "page" in other.column_names else ["file"]
     rows = {k: i for i, k in enumerate(zip(*(other[k].to_pylist() for k in keys)))}
     if len(rows) < len(other): raise ValueError(f"{own} names a {' and a '.join(keys)} twice")
@@ -247,6 +245,7 @@ def atlas(
     import pyarrow as pa
     out = Path(out)
     result = _open_result(out, data, model)
+    period = lambda k: result.model.poses.period(k.removeprefix("second_"))
     columns = _columns(result, join_table(result.table, table) if table else {})
     colour = colour or (list(columns)[2] if table else "excess")
     if colour not in columns: raise ValueError(f"colour must be one of {', '.join(columns)}, got {colour!r}")
@@ -260,7 +259,7 @@ def atlas(
         record = dict(n=len(rows), x=packed(xy[order, 0]), y=packed(xy[order, 1]), first=first, wide=WIDE,
                       folder=folder.name, colour=colour, names=result.table["file"].take(rows[order]).to_pylist(),
                       **sheets, **_colours(), **_words(result, rows, how), columns=[
-                          column_of(k, pa.array(v[order]) if k == "excess" else v.take(rows[order]), _period(result.model, k))
+                          column_of(k, pa.array(v[order]) if k == "excess" else v.take(rows[order]), period(k))
                           for k, v in columns.items()])
         with atomic_write(out/"atlas.html") as tmp: tmp.write_text(page_of(record), encoding="utf-8")
         _sweep(out, folder)
@@ -297,13 +296,6 @@ def _columns(result, own):
     dull = [k for k in ("width", "height", "passes", "moved") if len(rest[k].drop_null().unique()) < 2]
     rest = {k: v for k, v in rest.items() if k not in dull}
     return {"loss": rest.pop("loss"), "excess": None} | {(f"my {k}" if k in rest else k): v for k, v in own.items()} | rest
-
-def _period(model, name):
-    "How far a parameter of the pose goes until it is the same again; None if it does not."
-    name = name.removeprefix("second_")
-    if name not in model.poses.names or not model.poses.periodic[model.poses.names.index(name)]: return None
-    low, high = model.poses.bounds[name]
-    return high - low
 
 def _colours():
     from matplotlib import colormaps

@@ -125,9 +125,7 @@ def _batch(rows):
 
 def _selected(select, names, data):
     "Names, and pages of each, that a table wants."
-    table = read_table(select)
-    if "file" not in table.column_names:
-        raise ValueError(f"{select} has no column file, only {', '.join(table.column_names)}")
+    table = read_table(select, "file")
     known, wanted = {printable(os.fsdecode(n)): n for n in names}, {}
     pages = table["page"].to_pylist() if "page" in table.column_names else [None]*len(table)
     for name, page in zip(table["file"].to_pylist(), pages): wanted.setdefault(name, []).append(page)
@@ -151,13 +149,19 @@ def _listed(path, select):
         while part := f.read(2**20): h.update(part)
     return Listed(path.parent, h.hexdigest()[:16], batches, True)
 
-def read_table(path: str | Path):  # -> pyarrow table
-    "A Parquet or CSV file. `ValueError` if it is neither."
+def read_table(
+    path: str | Path,
+    needed: str | None = None,  # a column that must be there
+):  # -> pyarrow table
+    "A Parquet or CSV file. `ValueError` if it is neither, or lacks the column."
     import pyarrow as pa
     from pyarrow import csv, parquet
-    try: return csv.read_csv(path) if str(path).lower().endswith(".csv") else parquet.read_table(path)
+    try: table = csv.read_csv(path) if str(path).lower().endswith(".csv") else parquet.read_table(path)
     except pa.ArrowInvalid as e:
         raise ValueError(f"{path} is no table that can be read ({str(e).splitlines()[0]})") from e
+    if needed and needed not in table.column_names:
+        raise ValueError(f"{path} has no column {needed}, only {', '.join(table.column_names)}")
+    return table
 
 # %% ../nbs/17_streams.ipynb #f712b316
 SINGLE = r"^[a-z][a-z0-9+.-]*://[^?#]*\.(png|jpe?g|bmp|pgm|ppm)$"  # an address of one picture

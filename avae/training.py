@@ -27,7 +27,7 @@ from .models import VAE, KLSchedule, name_of
 from .optimizers import default_budget
 from .options import SCHEDULES, background_of, check_frame, check_options
 from .processes import Processes, SyncBatchNorm2d, decayed, generator, smallest_batch
-from .runs import Epoch, Run, fingerprint, is_best, patience_over, read_checkpoint
+from .runs import Epoch, Run, best_epoch, fingerprint, is_best, patience_over, read_checkpoint
 
 # %% ../nbs/12_training.ipynb #43605bb3
 @torch.inference_mode()
@@ -370,8 +370,7 @@ def train(
         model.eval()
         if guess: trainer.learn_to_guess()
         if guess and folder:
-            best = trainer.history[-1] if valid is None else min(trainer.history, key=lambda e: e.valid)
-            folder.keep(model, "best", best, info)
+            folder.keep(model, "best", best_epoch(trainer.history), info)
         if watch and processes.main: watch(model, trainer.history, trainer.pose_log, True)
     return trainer.history
 
