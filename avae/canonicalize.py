@@ -405,6 +405,7 @@ def _begin(out, model, listed, shard, pictures, how):
         asked = json.loads(json.dumps(asked, default=str))
         if not path.exists():
             plan = make_plan(arrow, listed, **how)
+            _check_few(plan, how)
             intensity = model.intensity or measure_intensity(_some_pages(plan, how))
             each = shard or min(10_000, 256*math.ceil(plan.count/64/256))
             write_json(path, asked | {"images": plan.count, "shard": each, "intensity": intensity.config()})
@@ -419,6 +420,18 @@ def _check_same(out, old, asked):
         if old.get(k) == v: continue
         what = {"weights": "other weights", "fingerprint": "other pictures"}.get(k) or _difference(k, old.get(k), v)
         raise ValueError(f"{out} was begun with {what}: choose another folder")
+
+def _check_few(plan, how, few=16):
+    "`ValueError` if there are only a few pictures, and none can be read: a wrong name rather than bad luck."
+    if plan.count > few: return
+    first = None
+    for i in range(plan.count):
+        name, page, _ = plan[i]
+        try: read_page(plan.file(name), page, **how)
+        except ValueError as e: first = first or e
+        else: return
+    plan.path.unlink()
+    raise ValueError(f"none of the {plan.count} pictures can be read; the first: {first}")
 
 def _some_pages(plan, how, most=256):
     "Pictures of a plan, evenly spread, that can be read."
