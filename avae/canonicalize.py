@@ -7,12 +7,11 @@ __all__ = ['explain_images', 'schema_of', 'table_of', 'write_picture', 'write_pi
            'Canonicalization', 'Canonicalized', 'canonicalize', 'as_affine', 'in_words']
 
 # %% ../nbs/18_canonicalize.ipynb #9d5c21b4
-import copy, hashlib, json, math, multiprocessing, os, signal, time, warnings
+import copy, hashlib, json, math, os, signal, time, warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from .affine import PoseSpace
 from .affine_vae import AffineVAE
 from .cluster import run_on_ray
 from .core import atomic_write, default_device, write_json
-from .data import batches, enough_shared_memory
+from .data import batches, end_with_parent, enough_shared_memory
 from .files import last_name
 from .formats import Intensity, measure_intensity, printable, read_header, read_page
 from .models import full_precision, load_pretrained
@@ -270,11 +269,10 @@ def _writers(workers):
     return ProcessPoolExecutor(workers, initializer=_become_writer) if workers else ThreadPoolExecutor(1)
 
 def _become_writer():
-    "What a process does first that is to write pictures: it ends with its parent, also if that is killed."
+    "What a process does first that is to write pictures."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
 
 def _one_number(fill):
     "A background that is one number, or None."

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'pad_to', 'on_canvas', 'Images', 'mnist_sample', 'data_dir', 'load_dataset', 'Item', 'ImageDir', 'Crops',
-           'crops', 'toy_glyphs', 'split_valid', 'labels_of', 'intensity_of', 'Indexed', 'batches',
+           'crops', 'toy_glyphs', 'split_valid', 'labels_of', 'intensity_of', 'Indexed', 'batches', 'end_with_parent',
            'enough_shared_memory']
 
 # %% ../nbs/02_data.ipynb #303c1ac7
-import os, shutil, warnings
+import multiprocessing, os, shutil, warnings
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -358,7 +359,7 @@ def batches(
     device: str | torch.device = "cpu",
 ):  # pairs (numbers (B,), images (B, C, H, W) on the device)
     "Batches of images, one after the other."
-    loader = DataLoader(data, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=workers)
+    loader = DataLoader(data, batch_sampler=numbers, collate_fn=_as_it_is, num_workers=workers, worker_init_fn=end_with_parent)
     try:
         for idx, x in loader: yield idx, x.to(device)
     except Exception as e:
@@ -369,6 +370,11 @@ def batches(
         raise short from e
 
 def _as_it_is(batch): return batch
+
+def end_with_parent(*_):
+    "What a process does first that works for another one: it ends with that, even if that is killed at this moment."
+    parent = multiprocessing.parent_process()
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 def enough_shared_memory(
     workers: int,  # processes that are wanted to read images

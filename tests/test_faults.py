@@ -5,7 +5,8 @@ threads and its browser would be forked with it.
 """
 import os
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, set_start_method
 import pytest
 from tools import faults
 
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='faults are made
 @pytest.fixture(scope='module')
 def apart():
     "Calls a function in a process of its own."
-    with ProcessPoolExecutor(1, get_context('spawn')) as pool: yield lambda f, *args: pool.submit(f, *args).result()
+    usual = partial(set_start_method, None, force=True)  # a process that was spawned would spawn its own, too
+    with ProcessPoolExecutor(1, get_context('spawn'), usual) as pool: yield lambda f, *args: pool.submit(f, *args).result()
 
 def test_work_that_is_killed_ends_as_one_that_was_not(apart):
     for name, told in apart(faults.kills, 2).items(): assert told['same'] and told['kills'] >= 2, (name, told)

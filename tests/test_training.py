@@ -196,13 +196,38 @@ threading.Thread(target=leave).start()
 launch(work, processes=2)
 """
 
+def ends(pid, seconds=30):
+    "Does a process end by itself soon?"
+    def alive():
+        try: return Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0] != 'Z'
+        except OSError: return False
+    end = time.monotonic() + seconds
+    while alive() and time.monotonic() < end: time.sleep(0.05)
+    return not alive()
+
 def test_processes_end_with_the_one_that_launched_them(tmp_path):
     (tmp_path/'script.py').write_text(ORPHANS)
     env = os.environ | {'PYTHONPATH': str(ROOT)}
     assert subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env).returncode == 7
-    def alive(pid):
-        try: return Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0] != 'Z'
-        except OSError: return False
-    end = time.monotonic() + 10
-    while time.monotonic() < end and any(alive((tmp_path/r).read_text()) for r in '01'): time.sleep(0.05)
-    assert not any(alive((tmp_path/r).read_text()) for r in '01')
+    assert all(ends((tmp_path/r).read_text()) for r in '01')
+
+READERS = """
+import multiprocessing, os, pathlib, signal, threading, time
+import torch
+from avae.data import Indexed, batches
+def leave():                       # while the reader still loads PyTorch, and has not looked who its parent is
+    while not multiprocessing.active_children(): time.sleep(0.01)
+    time.sleep(0.1)
+    pathlib.Path('reader').write_text(str(multiprocessing.active_children()[0].pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == '__main__':
+    multiprocessing.set_start_method('spawn')
+    threading.Thread(target=leave).start()
+    list(batches(Indexed(torch.zeros(2, 1, 8, 8)), [[0], [1]]*1000, workers=1))
+"""
+
+def test_readers_end_with_the_one_that_started_them(tmp_path):
+    (tmp_path/'script.py').write_text(READERS)
+    env = os.environ | {'PYTHONPATH': str(ROOT)}
+    r = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    assert r.returncode == -signal.SIGKILL and ends((tmp_path/'reader').read_text())
