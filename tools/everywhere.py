@@ -10,7 +10,7 @@ import argparse, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = "pytest pytest-timeout pytest-xdist hypothesis scipy nbformat nbclient ipykernel PyYAML".split()
+TOOLS = "pytest pytest-timeout pytest-xdist hypothesis scipy nbformat nbclient ipykernel PyYAML h5py zarr".split()
 TESTS = ["tests/test_properties.py", "tests/test_security.py"]
 SKIP = "not page and not token and not this_computer"  # the page needs Voila, which the wheel does not
 

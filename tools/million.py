@@ -77,12 +77,11 @@ def main():
     table = pq.read_table(out/"table.parquet", columns=["file", "status"])
     names = table["file"].to_pylist()
     assert len(names) == len(set(names)) == o.n and names == sorted(names), "a picture is missing, or is there twice"
-    whole = [r for r in runs if r["trace"]]
-    late = [r["trace"] for r in whole if len(r["trace"]) > 60]
+    late = [[m for m in r["trace"] if m] for r in runs if len(r["trace"]) > 60]
     seconds = sum(r["seconds"] for r in runs)
     told = dict(pictures=o.n, rows=len(names), ok=table["status"].to_pylist().count("ok"), seconds=round(seconds), images_per_second=round(o.n/seconds, 1),
                 kills=sum(r["killed"] for r in runs), seconds_to_first_shard=[r["first"] for r in runs],
-                memory_mb=[dict(after_a_minute=t[30], at_the_end=t[-1], most=max(t)) for t in late],
+                memory_mb=[dict(after_a_minute=t[30], in_the_end=t[-1], most=max(t)) for t in late],
                 files=sum(len(f) for _, _, f in os.walk(out)), table_mb=round((out/"table.parquet").stat().st_size/2**20, 1))
     print(json.dumps(told, indent=1))
     if o.json: write_json(o.json, told)
