@@ -14,10 +14,10 @@ from avae.affine import MODES, NAMES, PoseSpace, disc, estimate_background, regi
 from avae.affine_vae import AffineVAE
 from avae.core import check_images, json_text
 from avae.data import ImageDir, Images, crops, pad_to, split_valid
-from avae.inference import elbo, iw_bound, log_weights, posterior, second_mode
+from avae.inference import _modes, elbo, iw_bound, log_weights, posterior, second_mode
 from avae.memory import PoseMemory, _centre_of_ink, agreement, candidates, centred, pose_histograms, pose_report, tally
 from avae.models import VAE, Gaussian, load_pretrained
-from avae.optimizers import multistart, parabola_step, random_restarts, scan
+from avae.optimizers import default_budget, multistart, parabola_step, random_restarts, scan
 
 # --- what is tried: pose spaces, poses, images, models
 
@@ -317,6 +317,22 @@ def test_a_parabola_stays_between_what_is_known(n, k, seed):
     new = parabola_step(u, f, k, periodic=False)
     assert new.shape == (1, k) and ((new > 0) & (new < 1)).all() and (new[..., None] - u[:, None]).abs().min() > 0
 
+@given(st.floats(0.05, 0.95), st.floats(0.5, 50), st.lists(st.integers(0, 99), min_size=3, max_size=9, unique=True), st.booleans())
+def test_a_parabola_knows_its_bottom(bottom, curve, at, periodic):
+    u = torch.tensor([sorted(at)], dtype=torch.float64)/100 + 0.003
+    f = curve*(u - bottom)**2
+    new = parabola_step(u, f, 1, periodic).item()
+    i, gaps = f.argmin().item(), u[0].diff()
+    if not 0 < i < u.shape[1] - 1: return           # the valley has no wall on one side
+    step, nearest = new - u[0, i].item(), (gaps[i] if bottom > u[0, i] else gaps[i - 1]).item()
+    want = bottom - u[0, i].item()
+    if abs(want) > 0.06*min(gaps[i - 1], gaps[i]): assert abs(step - math.copysign(min(abs(want), 0.6*nearest), want)) < 1e-6
+    assert abs(step) <= 0.6*max(gaps[i - 1], gaps[i]) + 1e-9
+
+def test_budgets_of_searches_that_nobody_has_limited():
+    assert default_budget(PoseSpace(angle=180)) == default_budget(PoseSpace(shear=1)) == 26
+    assert default_budget(PoseSpace(angle=180, shift=0.2)) == default_budget(PoseSpace(flip=True)) == 120
+
 # --- poses that are carried along
 
 GROUPS = [("angle",), ("shift_x", "shift_y"), ("angle", "shift_x", "shift_y"), ("scale_x", "scale_y"),
@@ -526,6 +542,19 @@ def test_the_second_mode_is_elsewhere(case):
     least = torch.where(far, found.energies, math.inf).amin(1)
     assert torch.equal(some, least.isfinite())
     assert torch.allclose((least - found.energy).clamp_min(0)[some], above[some], atol=1e-4)
+
+@given(st.floats(0.55, 0.9), st.floats(0.01, 0.02), st.floats(0.005, 0.02), st.booleans(), SEEDS)
+def test_modes_are_clouds_of_draws(heavy, wide, narrow, swapped, seed):
+    space, g, n = PoseSpace(angle=180, shear=1), torch.Generator().manual_seed(seed), 400
+    clouds = [(torch.tensor([0.99, 0.3]), wide, heavy), (torch.tensor([0.4, 0.7]), narrow, 1 - heavy)]  # one lies across the end of the circle
+    u = torch.cat([m + s*torch.randn(1, n, 2, generator=g) for m, s, _ in clouds], 1)
+    w = torch.cat([torch.full((1, n), m/n) for _, _, m in clouds], 1)
+    middle = torch.stack([m + 0.01 for m, _, _ in (clouds[::-1] if swapped else clouds)])[None]
+    pose, mass, width = _modes(space, torch.stack([u[..., 0] % 1, u[..., 1]], -1), w, middle, torch.zeros(1, 2))
+    for k, (m, s, share) in enumerate(clouds):
+        assert apart(space, pose[0, k], space.from_unit(m)).max() < 5*s/math.sqrt(n)
+        assert abs(mass[0, k].exp().item() - share) < 1e-5
+        assert torch.allclose(width[0, k], s*torch.tensor([360., 2.]), rtol=0.2)
 
 @given(shapes(12), SEEDS, st.integers(1, 20))
 def test_more_codes_bound_more_tightly(size, seed, samples):
