@@ -17,7 +17,7 @@ from avae.data import ImageDir, Images, crops, pad_to, split_valid
 from avae.inference import _modes, elbo, iw_bound, log_weights, posterior, second_mode
 from avae.memory import PoseMemory, _centre_of_ink, agreement, candidates, centred, pose_histograms, pose_report, tally
 from avae.models import VAE, Gaussian, load_pretrained
-from avae.optimizers import default_budget, multistart, parabola_step, random_restarts, scan
+from avae.optimizers import default_budget, multistart, parabola_step, quasi_newton, random_restarts, scan
 
 # --- what is tried: pose spaces, poses, images, models
 
@@ -328,6 +328,17 @@ def test_a_parabola_knows_its_bottom(bottom, curve, at, periodic):
     want = bottom - u[0, i].item()
     if abs(want) > 0.06*min(gaps[i - 1], gaps[i]): assert abs(step - math.copysign(min(abs(want), 0.6*nearest), want)) < 1e-6
     assert abs(step) <= 0.6*max(gaps[i - 1], gaps[i]) + 1e-9
+
+@given(SEEDS)
+def test_steps_that_fail_become_shorter(seed):
+    space, g = PoseSpace(shear=1, shift_x=1), torch.Generator().manual_seed(seed)
+    start = 0.3 + 0.4*torch.rand(3, 1, 2, generator=g)
+    def energy(x, pose):  # its gradient leads away from the start, and nothing there is better
+        u = space.to_unit(pose)
+        return (u - start).norm(dim=-1).detach() + (u - u.detach()).sum(-1)
+    points, values = quasi_newton(energy, space, torch.zeros(3, 1, 1, 1), start, 6, radius=0.1)
+    length = (points - start)[:, 1:].norm(dim=-1)
+    assert points.shape == (3, 6, 2) and torch.allclose(length[:, :1], torch.tensor(0.1)) and (length.diff(dim=1) < -0.5*length[:, :-1]).all()
 
 def test_budgets_of_searches_that_nobody_has_limited():
     assert default_budget(PoseSpace(angle=180)) == default_budget(PoseSpace(shear=1)) == 26
