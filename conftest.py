@@ -5,6 +5,7 @@ skipped as a whole (`skip_exec: true`).
     pytest -k affine               # by name
     pytest -n 0                    # one after the other; by default as many at a time as there are cores, up to four
     pytest --nbflags slow          # also the cells marked `#| slow`
+    pytest nbs/5*.ipynb            # the guides, which train models, and run only if they are named
 """
 import os, re
 from pathlib import Path
@@ -41,6 +42,8 @@ class NotebookRun(pytest.Item):
         if front_matter(self.path).get('skip_exec') == 'true':
             if re.match(r'[2-9]\d', self.name): pytest.skip('skip_exec: true')
             raise ValueError(f'{self.path}: skip_exec: true is for experiments only (20_... and up)')
+        named = [Path(a.split('::')[0]).resolve() for a in self.config.args]
+        if re.match(r'5\d', self.name) and self.path not in named: pytest.skip('a guide runs if it is named: pytest nbs/5*.ipynb')
         flags, limit = (self.config.getoption(k) for k in ('nbflags', 'nbtimeout'))
         run_notebook(self.path, flags_to_skip(flags), limit, adapt=forked if hasattr(os, 'fork') else None)
 
