@@ -14,8 +14,8 @@ from avae.affine import MODES, NAMES, PoseSpace, disc, estimate_background, regi
 from avae.affine_vae import AffineVAE
 from avae.core import check_images, json_text
 from avae.data import ImageDir, Images, crops, pad_to, split_valid
-from avae.inference import _modes, elbo, iw_bound, log_weights, posterior, second_mode
-from avae.memory import PoseMemory, _centre_of_ink, agreement, candidates, centred, pose_histograms, pose_report, tally
+from avae.inference import _laplace, _modes, elbo, iw_bound, log_weights, posterior, second_mode
+from avae.memory import PoseMemory, _centre_of_ink, agreement, candidates, centred, pose_histograms, pose_report, pose_warning, tally
 from avae.models import VAE, Gaussian, load_pretrained
 from avae.optimizers import default_budget, multistart, parabola_step, quasi_newton, random_restarts, scan
 
@@ -127,6 +127,12 @@ def test_a_widened_space_holds_the_old_one(space, factor):
     wide = space.widened(factor)
     assert wide.names == space.names and wide.periodic[:1] >= space.periodic[:1]
     for (lo, hi), (a, b) in zip(wide.bounds.values(), space.bounds.values()): assert lo <= a + 1e-9 and hi >= b - 1e-9
+
+@given(spaces())
+def test_only_a_full_circle_has_a_period(space):
+    around = {k for k, v in zip(space.names, space.periodic) if v}
+    for name in NAMES: assert space.period(name) == (360 if name in around else None)
+    assert around <= {"angle"} and ("angle" in around) == (space.bounds.get("angle") in ((-180, 180), (0, 360)))
 
 # --- poses and the motions they stand for
 
@@ -317,7 +323,7 @@ def test_a_parabola_stays_between_what_is_known(n, k, seed):
     new = parabola_step(u, f, k, periodic=False)
     assert new.shape == (1, k) and ((new > 0) & (new < 1)).all() and (new[..., None] - u[:, None]).abs().min() > 0
 
-@given(st.floats(0.05, 0.95), st.floats(0.5, 50), st.lists(st.integers(0, 99), min_size=3, max_size=9, unique=True), st.booleans())
+@given(st.floats(0.05, 0.95) | st.integers(10, 90).map(lambda k: k/100 + 0.003), st.floats(0.5, 50), st.lists(st.integers(0, 99), min_size=3, max_size=9, unique=True), st.booleans())
 def test_a_parabola_knows_its_bottom(bottom, curve, at, periodic):
     u = torch.tensor([sorted(at)], dtype=torch.float64)/100 + 0.003
     f = curve*(u - bottom)**2
@@ -327,6 +333,9 @@ def test_a_parabola_knows_its_bottom(bottom, curve, at, periodic):
     step, nearest = new - u[0, i].item(), (gaps[i] if bottom > u[0, i] else gaps[i - 1]).item()
     want = bottom - u[0, i].item()
     if abs(want) > 0.06*min(gaps[i - 1], gaps[i]): assert abs(step - math.copysign(min(abs(want), 0.6*nearest), want)) < 1e-6
+    elif abs(want) < 0.04*min(gaps[i - 1], gaps[i]):  # what is known is not tried again: a little towards the wider side
+        side = 1 if gaps[i] > gaps[i - 1] else -1
+        assert math.isclose(step, side*0.05*min(gaps[i - 1], gaps[i]).item(), rel_tol=1e-6)
     assert abs(step) <= 0.6*max(gaps[i - 1], gaps[i]) + 1e-9
 
 @given(SEEDS)
@@ -566,6 +575,30 @@ def test_modes_are_clouds_of_draws(heavy, wide, narrow, swapped, seed):
         assert apart(space, pose[0, k], space.from_unit(m)).max() < 5*s/math.sqrt(n)
         assert abs(mass[0, k].exp().item() - share) < 1e-5
         assert torch.allclose(width[0, k], s*torch.tensor([360., 2.]), rtol=0.2)
+
+@given(st.floats(-0.02, 0.02), st.floats(5, 500))
+def test_the_two_ends_of_a_range_are_alike(beyond, curve):
+    space, x = PoseSpace(shear=1), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    def end(at):  # the valley lies at this end, or a little inside or outside
+        energy = lambda x, pose: curve*(space.to_unit(pose) - (1 - beyond if at else beyond)).square().sum(-1)
+        return _laplace(energy, space, x, torch.full((1, 1, 1), at, dtype=torch.float64))
+    (low, low_scale, low_mass, n), (high, high_scale, high_mass, _) = end(0.0), end(1.0)
+    assert torch.allclose(low, 1 - high, atol=1e-3) and torch.allclose(low_mass, high_mass, atol=0.05) and n == 3
+    assert torch.allclose(low_scale.abs(), high_scale.abs(), rtol=0.05)
+
+@given(spaces(["angle", "shear", "scale_x"]), SEEDS)
+def test_the_share_of_all_poses_is_one(space, seed):
+    p = posterior(avae(space, (10, 10), 1), images(2, 1, (10, 10), seed), 40, 32)
+    assert torch.allclose(p.share(space, within=1.1), torch.ones(2), atol=1e-3)
+    assert (p.share(space, within=0) == 0).all()
+    less, more = p.share(space, within=0.05), p.share(space, within=0.2)
+    assert (less <= more + 1e-6).all()
+
+@given(st.floats(0, 1))
+def test_a_frame_that_decides_is_told(crowding):
+    report = dict(searched=200, unmoved=0.1, crowding=crowding, at_bound={"angle": 0.0}, moved={"angle": 0.0})
+    assert ("crowd" in (pose_warning(report, 0.5) or "")) == (crowding > 0.4)
+    assert pose_warning(report | {"searched": 99}, 0.5) is None
 
 @given(shapes(12), SEEDS, st.integers(1, 20))
 def test_more_codes_bound_more_tightly(size, seed, samples):
