@@ -18,6 +18,7 @@ patch = subprocess, _exit, fork
 ignore_errors = true
 exclude_also =
     if TYPE_CHECKING
+include = {ROOT}/avae/*
 omit = */_modidx.py
 """
 
@@ -57,11 +58,11 @@ def main():
     tests = sorted((ROOT/"tests").glob("test_*.py"))
     parts += [(f"tests {p.stem}", "-m", "pytest", "-q", "-n", 0, "--timeout", 0, p) for p in tests]
     failed = [name for name, *command in parts if o.only in name and measured(name, *command) is False]
-    found = report() | {"failed": failed, "parts": len(list(FOLDER.glob("*.done")))}
+    found = report() | {"failed": failed, "parts": len(list(FOLDER.glob("*.done"))), "of": len(parts)}
     if o.json: o.json.write_text(json.dumps(found, indent=1) + "\n")
     for k, v in sorted(found["modules"].items(), key=lambda kv: kv[1]):
         print(f"{v:6.1f}  {k}  {found['missing'].get(k, '')}")
-    done = f"{found['parts']} of {len(parts)} parts, failed: {failed or 'none'}"
+    done = f"{found['parts']} of {found['of']} parts, failed: {failed or 'none'}"
     print(f"{found['all']} % of {found['lines']} lines; {done}")
 
 if __name__ == "__main__": main()
