@@ -134,8 +134,10 @@ def examine(
 def speed(
     wrong: Callable[[str, str], None],
     seconds: float = 1,  # that each device is measured
-) -> dict:  # {device: {"passes_per_second": ..., "same_poses": share of the CPU's poses}}
-    "Passes per second of the model that comes with the package; every device must find the poses that the CPU finds."
+) -> dict:  # {device: passes_per_second, share_of_peak, same_poses; on CUDA also bf16 and largest_chunk}
+    """Passes per second of the model that comes with the package, as they are and as a share of what the device can do
+    (its largest product of matrices). Every device must find the poses that the CPU finds. CUDA is tried in bfloat16, too,
+    and how many images fit into one pass with gradients (a power of two)."""
     import torch
     from avae.affine import PoseSpace, random_views
     from avae.data import mnist_sample
@@ -145,25 +147,63 @@ def speed(
     views, out, first = random_views(x[:100], poses, 0)[0], {}, None
     for name in devices(lambda *_: None):
         model = AffineVAE(load_pretrained("mnist-l8"), poses).eval().to(name)
-        with torch.no_grad():
-            found = model(views.to(name))
-            rate = _passes_per_second(model.vae, x.to(name), seconds)
-        angle, loss = found.pose[:, 0].cpu(), found.loss.cpu()
-        first = first or (angle, loss)
-        away = ((angle - first[0] + 180) % 360 - 180).abs()
-        same = ((away < 1) | ((loss - first[1]).abs() < 0.1)).float().mean().item()
-        out[name] = {"passes_per_second": round(rate), "same_poses": round(same, 3)}
+        def measured():
+            "Passes per second, and what was found."
+            with torch.no_grad():
+                found = model(views.to(name))
+                return _passes_per_second(model.vae, x.to(name), seconds), (found.pose[:, 0].cpu(), found.loss.cpu())
+        rate, found = measured()
+        first = first or found
+        same = _same_poses(found, first)
+        share = rate*_flops(model.vae, x[:1].to(name))/_peak(name, seconds)
+        out[name] = {"passes_per_second": round(rate), "share_of_peak": round(share, 3), "same_poses": round(same, 3)}
         if same < 0.98: wrong(f"{name} finds other poses than the CPU for {1 - same:.0%} of the digits", "report it")
+        if torch.device(name).type != "cuda": continue
+        with torch.autocast("cuda", torch.bfloat16): rate, found = measured()
+        out[name]["bf16"] = {"passes_per_second": round(rate), "same_poses": round(_same_poses(found, first), 3)}
+        out[name]["largest_chunk"] = _largest_chunk(model.vae, x[:1].to(name))
     return out
+
+def _same_poses(found, first):
+    "The share of the images whose angle is the same, or another one that explains it as well."
+    away = ((found[0] - first[0] + 180) % 360 - 180).abs()
+    return ((away < 1) | ((found[1] - first[1]).abs() < 0.1)).float().mean().item()
 
 def _passes_per_second(vae, x, seconds):
     run = lambda: vae.decode(vae.encode(x)[0])[0, 0, 0, 0].item()  # the number must have arrived
+    return len(x)*_per_second(run, seconds)
+
+def _per_second(run, seconds):
     run()
     start, n = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds or not n:
         run()
-        n += len(x)
+        n += 1
     return n/spent
+
+def _flops(vae, x):
+    "Floating-point operations of one pass."
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counted: vae.decode(vae.encode(x)[0])
+    return counted.get_total_flops()/len(x)
+
+def _peak(name, seconds):
+    "Floating-point operations per second of a large product of matrices."
+    import torch
+    n = 1024 if name == "cpu" else 8192
+    a = torch.ones(n, n, device=name)
+    return 2*n**3*_per_second(lambda: (a @ a)[0, 0].item(), seconds)
+
+def _largest_chunk(vae, x, most=2**20):
+    "How many images fit into one pass with gradients, a power of two."
+    import torch
+    n = 1
+    while n < most:
+        try: vae.decode(vae.encode(x.repeat(2*n, 1, 1, 1))[0]).sum().backward()
+        except torch.OutOfMemoryError: break
+        n *= 2
+    vae.zero_grad()
+    return n
 
 # %% ../nbs/18_doctor.ipynb #330d1a2c
 def in_words(
@@ -184,7 +224,11 @@ def in_words(
     lines += ["", "Models that work", *(f"  {k}" for k in found.get("models", {}))]
     if b := found.get("benchmark"):
         text = "{passes_per_second} passes per second, {same_poses:.0%} of the poses as on the CPU"
-        lines += ["", "Speed of mnist-l8", *(row(k, text.format(**v)) for k, v in b.items())]
+        lines += ["", "Speed of mnist-l8"]
+        for k, v in b.items():
+            lines.append(row(k, (text + ", {share_of_peak:.0%} of what the device can do").format(**v)))
+            if "bf16" in v: lines.append(row(f"{k}, bf16", text.format(**v["bf16"])))
+            if "largest_chunk" in v: lines.append(row("", f"{v['largest_chunk']} images fit into one pass with gradients"))
     wrong = [f"  {i}. {f['what']}\n     mend it: {f['mend']}" for i, f in enumerate(found["faults"], 1)]
     return "\n".join(lines + ["", *(["What is wrong", *wrong] if wrong else ["Nothing is wrong."])])
 
