@@ -44,7 +44,7 @@ def tried(python, folder, how):
     for name in ("conftest.py", "pytest.ini", "settings.ini"): shutil.copy(ROOT/name, folder)
     r = run(python, "-m", "pytest", "-q", "-n", 0, "-p", "no:cacheprovider", "--rootdir", folder, *TESTS, "-k", SKIP,
             cwd=folder, env=env)
-    print(*re.findall(r"^FAILED .*", r.stdout, re.M), sep="\n", flush=True)
+    for line in re.findall(r"^FAILED .*", r.stdout, re.M): print(line, flush=True)
     last = re.search(r"=* *(\d+ (?:passed|failed).*?) in [\d.]+s", r.stdout + r.stderr)
     return dict(python=version, torch=torch.split("+")[0], numpy=numpy, how=how, what="demo; properties, security",
                 result=f"demo runs; {last[1] if last else (r.stdout + r.stderr)[-300:]}")
