@@ -123,11 +123,14 @@ def atomic_write(path: str | Path):  # the file to write; its folder is made if 
     tmp = folder/f".tmp-{os.getpid()}-{path.name[-48:]}"
     try:
         with _writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.is_dir(): folder.mkdir(parents=True, exist_ok=True)
             yield tmp
-            _hand_over(tmp, path) if special else os.replace(tmp, path)
-    finally:
+            if not special: os.replace(tmp, path); return
+            _hand_over(tmp, path)
+            tmp.unlink()
+    except BaseException:
         if folder.is_dir(): tmp.unlink(missing_ok=True)
+        raise
 
 def _hand_over(tmp, path):
     "Copy a complete file into a device or a pipe; a pipe that nobody reads is an error, not a wait without end."

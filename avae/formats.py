@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ARRAYS', 'TABLES', 'NOT_MINE', 'MODES', 'find_files', 'short_name', 'printable', 'is_table', 'table_rows',
-           'Header', 'read_header', 'read_page', 'read_headers', 'Intensity', 'needs_range', 'measure_intensity',
-           'read_image']
+           'Header', 'read_header', 'read_page', 'read_original', 'map_files', 'read_headers', 'Intensity',
+           'needs_range', 'measure_intensity', 'read_image']
 
 # %% ../nbs/01_formats.ipynb #b339614c
-import io, math, os, threading
+import io, math, os, threading, time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -132,11 +132,32 @@ def read_page(
     "A picture as its file holds it. `ValueError` if it cannot be read."
     _check_choice(channel, project, channels)
     with _reading(source), _kept(source, channel, project, channels) as file:
-        left = page
-        for stack in file.stacks:
-            if 0 <= left < len(stack): return _as_wanted(stack[left], None if stack.fixed else channel, channels)
-            left -= len(stack)
-        raise ValueError(f"it has {sum(map(len, file.stacks))} pages, page {page} is wanted, counted from 0")
+        stack, found = _find_page(file, page)
+        return _as_wanted(found, None if stack.fixed else channel, channels)
+
+def read_original(
+    source: str | Path | io.BytesIO,  # this and the others as in `read_page`
+    page: int = 0,
+    channel: int | None = None,
+    project: str | None = None,
+    channels: int = 1,
+) -> Page:  # values (H, W, 1) or (H, W, 3)
+    "The same picture with the colours that it has, unless one channel is wanted. `ValueError` if it cannot be read."
+    _check_choice(channel, project, channels)
+    with _reading(source), _kept(source, channel, project, channels) as file:
+        stack, found = _find_page(file, page)
+        flat = channel is not None or "C" in stack.free  # or each channel is a page of its own
+        found = _as_wanted(found, None if stack.fixed else channel, channels if flat else 3)
+        one = found.values[..., :1]
+        return found._replace(values=one) if file.shape[2] < 3 and (one == found.values).all() else found
+
+def _find_page(file, page):
+    "The stack that it is in, and the page."
+    left = page
+    for stack in file.stacks:
+        if 0 <= left < len(stack): return stack, stack[left]
+        left -= len(stack)
+    raise ValueError(f"it has {sum(map(len, file.stacks))} pages, page {page} is wanted, counted from 0")
 
 def _check_choice(channel, project, channels):
     if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -192,9 +213,26 @@ def _kept(source, *how):
         if key not in kept: file.close()
 
 # %% ../nbs/01_formats.ipynb #5e182b17
+def map_files(
+    f,  # is called with each
+    files: list,  # or whatever says where something is
+    probe: float = 0.05,  # seconds
+    threads: int = 16,
+):  # -> generator of what f gives, in order
+    """f of many files. If the first show that they have to be waited for, such as those of a network, the others are
+    read in threads; files at hand are not, since threads of Python would only be in each other's way."""
+    start, busy, n = time.perf_counter(), time.thread_time(), 0
+    while n < len(files) and (passed := time.perf_counter() - start) < probe:
+        yield f(files[n])
+        n += 1
+    if n == len(files): return
+    if passed < 2*(time.thread_time() - busy): yield from map(f, files[n:]); return
+    with ThreadPoolExecutor(threads) as pool:
+        parts = (files[i:i + 16*threads] for i in range(n, len(files), 16*threads))
+        for part in parts: yield from pool.map(f, part)
+
 def read_headers(
     files: list[Path | str],  # image files
-    threads: int = 16,  # they mostly wait for the disk
     channel: int | None = None,  # this and the next two as in `read_header`
     project: str | None = None,
     channels: int = 1,
@@ -204,12 +242,7 @@ def read_headers(
     def one(path):
         try: return read_header(path, channel, project, channels, check=True)
         except ValueError as e: return e
-    parts = [files[i:i + 64] for i in range(0, len(files), 64)]
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda part: [one(p) for p in part], parts)
-        found = tqdm(found, "looking into files", len(parts), leave=False, unit_scale=64,
-                     disable=True if len(files) < 5_000 else None)
-        return [h for part in found for h in part]
+    return list(tqdm(map_files(one, files), "looking into files", len(files), leave=False, delay=5))
 
 # %% ../nbs/01_formats.ipynb #fa68617d
 MODES = ("auto", "percentile", "dataset", "none")
