@@ -134,13 +134,13 @@ def avae_train(pictures, out, processes, *args):
     return [json.loads(line) for line in (out/'metrics.jsonl').read_text().splitlines()]
 
 def test_two_processes_do_what_one_does(pictures, tmp_path):
-    poses = '--mixed-precision', 'bf16', '--search-warmup', '4', '--align', '40'
-    for regime, tolerance, extra in [('random', 1e-4, ()), ('optimized', 1e-2, poses)]:
-        one, two = (avae_train(pictures, tmp_path/f'{regime}-{n}', n, '--regime', regime, *extra) for n in (1, 2))
-        assert json.loads((tmp_path/f'{regime}-2'/'settings.json').read_text())['processes'] == 2
-        for a, b in zip(one, two, strict=True):
-            for k in ('train', 'valid'): assert abs(a[k]/b[k] - 1) < tolerance, (regime, k, a[k], b[k])
-            assert abs(a['passes'] - b['passes']) < 1e-6
+    "With poses; without them see the notebook of training"
+    one, two = (avae_train(pictures, tmp_path/f'{n}', n, '--regime', 'optimized', '--mixed-precision', 'bf16',
+                           '--search-warmup', '4', '--align', '40') for n in (1, 2))
+    assert json.loads((tmp_path/'2'/'settings.json').read_text())['processes'] == 2
+    for a, b in zip(one, two, strict=True):
+        for k in ('train', 'valid'): assert abs(a[k]/b[k] - 1) < 1e-2, (k, a[k], b[k])
+        assert abs(a['passes'] - b['passes']) < 1e-6
 
 def test_a_run_of_one_process_goes_on_with_two(tmp_path):
     whole, run, letters = tmp_path/'whole', tmp_path/'run', toy_glyphs(96, 16)
