@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'ARRAYS', 'TABLES', 'NOT_MINE', 'MODES', 'find_files', 'short_name', 'printable', 'is_table', 'table_rows',
-           'Header', 'read_header', 'read_page', 'read_original', 'map_files', 'read_headers', 'Intensity',
-           'needs_range', 'measure_intensity', 'read_image']
+           'Header', 'read_header', 'read_page', 'read_original', 'map_files', 'reading_threads', 'read_headers',
+           'Intensity', 'needs_range', 'measure_intensity', 'read_image']
 
 # %% ../nbs/01_formats.ipynb #b339614c
 import io, math, os, threading, time
@@ -218,18 +218,24 @@ def map_files(
     files: list,  # or whatever says where something is
     probe: float = 0.05,  # seconds
     threads: int = 16,
+    block: int = 1024,  # files after which it is looked again
 ):  # -> generator of what f gives, in order
-    """f of many files. If the first show that they have to be waited for, such as those of a network, the others are
-    read in threads; files at hand are not, since threads of Python would only be in each other's way."""
-    start, busy, n = time.perf_counter(), time.thread_time(), 0
-    while n < len(files) and (passed := time.perf_counter() - start) < probe:
-        yield f(files[n])
-        n += 1
-    if n == len(files): return
-    if passed < 2*(time.thread_time() - busy): yield from map(f, files[n:]); return
-    with ThreadPoolExecutor(threads) as pool:
-        parts = (files[i:i + 16*threads] for i in range(n, len(files), 16*threads))
-        for part in parts: yield from pool.map(f, part)
+    """f of many files. If some show that they have to be waited for, such as those of a network, the next ones are read
+    in threads; files at hand are not, since threads of Python would only be in each other's way."""
+    if len(files): yield f(files[0])  # what is imported is not waited for again
+    for k in range(1, len(files), block):
+        part, start, busy, n = files[k:k + block], time.perf_counter(), time.thread_time(), 0
+        while n < len(part) and (passed := time.perf_counter() - start) < probe:
+            yield f(part[n])
+            n += 1
+        if n == len(part): continue
+        if passed < 2*(time.thread_time() - busy): yield from map(f, part[n:]); continue
+        with ThreadPoolExecutor(threads) as pool:
+            for j in range(n, len(part), 2*threads): yield from pool.map(f, part[j:j + 2*threads])
+
+def reading_threads(files: list) -> int:
+    "For `map_files`, if whole pictures are read: many for those of the web, few for others, which may be large."
+    return 16 if any(map(is_url, files)) else 4
 
 def read_headers(
     files: list[Path | str],  # image files
@@ -242,7 +248,7 @@ def read_headers(
     def one(path):
         try: return read_header(path, channel, project, channels, check=True)
         except ValueError as e: return e
-    return list(tqdm(map_files(one, files), "looking into files", len(files), leave=False, delay=5))
+    return list(tqdm(map_files(one, files), "looking into files", len(files), leave=False, delay=5, disable=None))
 
 # %% ../nbs/01_formats.ipynb #fa68617d
 MODES = ("auto", "percentile", "dataset", "none")

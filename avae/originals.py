@@ -15,7 +15,7 @@ from torch import Tensor
 from .affine import estimate_background, resample
 from .core import atomic_write
 from .files import last_name
-from .formats import Page, map_files, read_original
+from .formats import Page, map_files, read_original, reading_threads
 
 # %% ../nbs/17_originals.ipynb #cbb21739
 def pixel_mat(
@@ -133,7 +133,8 @@ def write_pictures(
         file, number, *_ = jobs[i]
         try: return i, read_original(file, number, **how)
         except ValueError as e: done[i] = None, str(e)
-    for some in _alike(filter(None, map_files(read, range(len(jobs))))):
+    threads = reading_threads([file for file, *_ in jobs])
+    for some in _alike(filter(None, map_files(read, range(len(jobs)), threads=threads))):
         numbers, pages = zip(*some)
         mat = torch.eye(3).double().repeat(len(some), 1, 1)
         mat[:, :2] = torch.from_numpy(np.stack([jobs[i][3] for i in numbers])).view(-1, 2, 3)
@@ -143,7 +144,9 @@ def write_pictures(
         except ValueError as e: moved = [str(e)]*len(some)
         for i, page in zip(numbers, moved):
             file, _, out, _ = jobs[i]
-            done[i] = (None, page) if isinstance(page, str) else (write_page(out, page, _is_tiff(file)), None)
+            try: done[i] = (None, page) if isinstance(page, str) else (write_page(out, page, _is_tiff(file)), None)
+            except ValueError as e: done[i] = None, str(e)
+        del some, pages, moved, page  # they may be large
     return done
 
 def _is_tiff(file): return last_name(file).lower().endswith((".tif", ".tiff", ".btf"))
@@ -152,11 +155,16 @@ def _alike(found, most=2**20):
     "Rows of pages of one size and kind, with no more numbers than can be moved at once."
     row, last = [], None
     for i, page in found:
-        kind = page.values.shape, page.number, page.opacity is None
-        if row and (kind != last or len(row)*page.values.size >= most):
+        (h, w, c), kind = page.values.shape, (page.values.shape, page.values.dtype, page.number, page.opacity is None)
+        if row and kind != last:
             yield row
             row = []
-        row, last = [*row, (i, page)], kind
+        row.append((i, page))
+        last = kind
+        del page
+        if len(row)*c*max(h, w)**2 >= most:
+            yield row
+            row = []
     if row: yield row
 
 def _in_numbers(light, intensity, page):

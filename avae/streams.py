@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .core import atomic_write
 from .data import on_canvas
 from .files import is_url, is_zarr, last_name, place_of, split_name
-from .formats import find_files, is_table, map_files, printable, read_header, read_image, table_rows
+from .formats import find_files, is_table, map_files, printable, read_header, read_image, reading_threads, table_rows
 
 # %% ../nbs/17_streams.ipynb #0a124fa2
 ROWS = 65_536  # files in one batch of a list
@@ -179,7 +179,7 @@ def make_plan(
         try: return read_header(plan.file(name), **how).pages
         except ValueError: return 1
     out = None
-    bar = tqdm(desc="looking into files", leave=False, unit=" files", delay=5)
+    bar = tqdm(desc="looking into files", leave=False, unit=" files", delay=5, disable=None)
     with atomic_write(path) as tmp, pa.OSFile(str(tmp), "wb") as f, bar:
         for rows in listed.batches():
             single = pc.match_substring_regex(rows["file"], SINGLE, ignore_case=True)
@@ -221,7 +221,8 @@ class Stream(Dataset):
 
     def __getitems__(self, idx):
         names, pages, several = zip(*(self.plan[i] for i in idx))
-        found = list(map_files(self._one, [(self.plan.file(name), page) for name, page in zip(names, pages)]))
+        files = list(map(self.plan.file, names))
+        found = list(map_files(self._one, list(zip(files, pages)), threads=reading_threads(files)))
         sizes, errors = np.array([s for s, _, _ in found]), [e for _, _, e in found]
         none = torch.zeros(0, self.how["channels"], self.size, self.size)
         x = torch.stack(good) if (good := [x for _, x, _ in found if x is not None]) else none
