@@ -28,7 +28,7 @@ def test_a_disk_that_is_full_at_any_moment(apart):
 
 def test_two_runs_in_one_folder(apart): assert apart(faults.two_at_once)
 
-def test_a_clock_that_jumps(apart): assert all(apart(faults.jumping_clock, 1, 0, ('train', 'canonicalize')).values())
+def test_a_clock_that_jumps(apart): assert all(apart(faults.jumping_clock, 1, 0, ('train', 'reproduce')).values())
 
 def test_no_shared_memory(apart): assert apart(faults.without_shared_memory)
 

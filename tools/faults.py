@@ -124,8 +124,9 @@ def kills(n, seed=0, kinds=WORK):
                 run, runs = where/f"run{runs}", runs + 1
                 while True:
                     pid = in_child(work, run, said=where/"said")
-                    time.sleep(pick.uniform(0.02, seconds))
-                    os.kill(pid, signal.SIGKILL)
+                    if killed < n:  # else it may come to its end
+                        time.sleep(pick.uniform(0.02, seconds))
+                        os.kill(pid, signal.SIGKILL)
                     if (code := ended(pid)) == 0: break
                     if code != -signal.SIGKILL: raise RuntimeError(f"{name}: {(where/'said').read_text()[-3000:]}")
                     killed += 1
