@@ -5,9 +5,9 @@ threads and its browser would be forked with it.
 """
 import os
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context, set_start_method
 import pytest
+from avae.data import end_with_parent
 from tools import faults
 
 pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='faults are made in forked processes')
@@ -15,8 +15,12 @@ pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason='faults are made
 @pytest.fixture(scope='module')
 def apart():
     "Calls a function in a process of its own."
-    usual = partial(set_start_method, None, force=True)  # a process that was spawned would spawn its own, too
-    with ProcessPoolExecutor(1, get_context('spawn'), usual) as pool: yield lambda f, *args: pool.submit(f, *args).result()
+    with ProcessPoolExecutor(1, get_context('spawn'), settle) as pool: yield lambda f, *args: pool.submit(f, *args).result()
+
+def settle():
+    "It ends with pytest, even if that is killed; and starts processes as usual: as one that was spawned it would spawn them, too."
+    end_with_parent()
+    set_start_method(None, force=True)
 
 def test_work_that_is_killed_ends_as_one_that_was_not(apart):
     "Trainings are killed in test_training.py."
