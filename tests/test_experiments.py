@@ -45,7 +45,7 @@ def tiny(copy):
     return copy
 
 def test_a_killed_one_leaves_no_process_and_goes_on_and_a_finished_one_starts_anew(tiny):
-    "Its code has changed when it goes on. What counts as a change is tested by the notebook of experiments"
+    "What counts as a change, and what is done about it, is tested by the notebook of experiments"
     (tiny/'wait').touch()
     run = [sys.executable, '-m', 'avae.cli', 'reproduce', '29', '--quick']
     p = subprocess.Popen(run, cwd=tiny, env=os.environ | {'PYTHONPATH': str(tiny)}, start_new_session=True)
@@ -58,6 +58,9 @@ def test_a_killed_one_leaves_no_process_and_goes_on_and_a_finished_one_starts_an
     first = made()
     assert kernels and not psutil.wait_procs(kernels, timeout=20)[1] and not finished.exists()
     (tiny/'wait').unlink()
+    reproduce(tiny, 'tiny', '--quick')
+    assert made() == first and finished.exists()
+    finished.unlink()                                           # as if it had been interrupted after this part
     module = tiny/'avae'/'affine.py'
     module.write_text(module.read_text() + '\nMORE = 1\n')
     assert 'is kept' in reproduce(tiny, 'tiny', '--quick', '--stale', 'keep') and made() == first and finished.exists()

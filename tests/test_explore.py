@@ -171,11 +171,11 @@ def test_code_page(visitor):
 
 def test_dark(visitor):
     v = visitor(390, 'dark')
-    v.shot('dark-390')
-    v.page.set_viewport_size(dict(width=1280, height=900))
-    v.shot('dark-1280')
-    ground, text = (v.page.evaluate(f'getComputedStyle(document.body)["{k}"]') for k in ('background-color', 'color'))
-    assert sum(map(int, re.findall(r'\d+', ground))) < 150 and sum(map(int, re.findall(r'\d+', text))) > 600
+    for width in (390, 1280):
+        v.page.set_viewport_size(dict(width=width, height=900))
+        v.shot(f'dark-{width}')
+        ground, text = (v.page.evaluate(f'getComputedStyle(document.body)["{k}"]') for k in ('background-color', 'color'))
+        assert sum(map(int, re.findall(r'\d+', ground))) < 150 and sum(map(int, re.findall(r'\d+', text))) > 600
     assert v.faults == []
 
 def test_phone_and_screen_reader(visitor):

@@ -23,8 +23,7 @@ def settle():
     set_start_method(None, force=True)
 
 def test_work_that_is_killed_ends_as_one_that_was_not(apart):
-    "Trainings are killed in test_training.py."
-    for name, told in apart(faults.kills, 1, 0, ('fit_guess', 'reproduce', 'canonicalize')).items(): assert told['same'] and told['kills'] >= 1, (name, told)
+    for name, told in apart(faults.kills, 1).items(): assert told['same'] and told['kills'] >= 1, (name, told)
 
 def test_a_disk_that_is_full_at_any_moment(apart):
     told = apart(faults.full_disk, 3)
@@ -32,7 +31,7 @@ def test_a_disk_that_is_full_at_any_moment(apart):
 
 def test_two_runs_in_one_folder(apart): assert apart(faults.two_at_once)
 
-def test_a_clock_that_jumps(apart): assert all(apart(faults.jumping_clock, 1, 0, ('train', 'reproduce')).values())
+def test_a_clock_that_jumps(apart): assert all(apart(faults.jumping_clock, 1).values())
 
 def test_no_shared_memory(apart): assert apart(faults.without_shared_memory)
 

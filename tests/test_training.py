@@ -173,9 +173,11 @@ work()                                                             # forks a pro
 launch(work, 'run', processes=2)
 """
 
-def test_launch_from_a_script_that_has_computed(tmp_path):
-    "Without `if __name__ == '__main__'`, with several threads; with one, see the two processes above"
-    env = os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '4'}
+@pytest.mark.parametrize('threads', [None, 4])  # with one, see the two processes above
+def test_launch_from_a_script_that_has_computed(threads, tmp_path):
+    "Without `if __name__ == '__main__'`, whatever the number of threads"
+    env = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'} | {'PYTHONPATH': str(ROOT)}
+    if threads: env['OMP_NUM_THREADS'] = str(threads)
     (tmp_path/'script.py').write_text(SCRIPT)
     r = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr

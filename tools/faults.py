@@ -152,7 +152,7 @@ def full_disk(n=8, seed=0):
             good += refused and ended(in_child(a_vae, run, said=said)) == 0 and results(run) == whole
     return dict(tried=n, good=good)
 
-def jumping_clock(n=2, seed=0, kinds=WORK):
+def jumping_clock(n=2, seed=0):
     """The clock of the computer jumps by a day back or a year ahead while each kind of work goes on, and it is killed
     in between -> is the result the same, and does no time that is told make no sense?"""
     pick, told = random.Random(seed), {}
@@ -163,8 +163,7 @@ def jumping_clock(n=2, seed=0, kinds=WORK):
             return true() + off[0]
         time.time = jump
         work(run)
-    for name in kinds:
-        work = WORK[name]
+    for name, work in WORK.items():
         with folder() as where:
             start = time.monotonic()
             assert ended(in_child(work, where/"whole")) == 0
