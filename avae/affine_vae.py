@@ -131,12 +131,13 @@ class AffineVAE(nn.Module, Pretrained):
         pose: Tensor,  # (N, D)
         passes: int | Tensor = 1,  # what to write into the result, (N,) or one for all
         noise: Tensor | None = None,  # (N, L) to draw the codes with, in training mode
+        labels: Tensor | None = None,  # (N,), as for `forward`
     ) -> AffineVAEOutput:
         """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
         and the last warp is bilinear, whose gradient costs half as much."""
-        return self._explain(x, pose, passes, noise, self.background(x))[0]
+        return self._explain(x, pose, passes, noise, self.background(x), labels)[0]
 
-    def _explain(self, x, pose, passes, noise, background):
+    def _explain(self, x, pose, passes, noise, background, labels=None):
         "What `explain` gives, and the image that was decoded, in the canonical frame."
         exact = torch.autocast(x.device.type, enabled=False)  # half precision is for networks, not for geometry
         with exact:
@@ -145,22 +146,22 @@ class AffineVAE(nn.Module, Pretrained):
             looked_at = x if self.own_mask is None else torch.lerp(plain, x, self._own_mask(x))
             canonical = resample(looked_at, mat, background, "bicubic")
             seen = canonical if self.mask is None else torch.lerp(plain, canonical, self._frame(x))
-        mu, logvar = self._encode(seen)
-        decoded = self._decode(reparameterize(mu, logvar, self.training, noise))
+        mu, logvar = self._encode(seen, labels)
+        decoded = self._decode(reparameterize(mu, logvar, self.training, noise), labels)
         with exact:
             recon = self._place(decoded, mat, "bilinear" if self.training else "soft")
             nll, kl = self.likelihood.nll(x, recon, *counted), self.prior.kl(mu, logvar)
         passes = torch.as_tensor(passes, device=x.device).expand(len(x))
         return AffineVAEOutput(recon, nll + kl, nll, kl, pose, mat, canonical, mu, logvar, passes), decoded
 
-    def _encode(self, x):
+    def _encode(self, x, labels=None):
         "Networks may be compiled, and of another precision than images and losses."
         encode = torch.compile(self.vae.encode) if self.compiled else self.vae.encode
-        return (v.to(x.dtype) for v in encode(x.to(precision(self.vae))))
+        return (v.to(x.dtype) for v in encode(x.to(precision(self.vae)), *_if_told(labels)))
 
-    def _decode(self, z):
+    def _decode(self, z, labels=None):
         decode = torch.compile(self.vae.decode) if self.compiled else self.vae.decode
-        return decode(z.to(precision(self.vae))).to(z.dtype)
+        return decode(z.to(precision(self.vae)), *_if_told(labels)).to(z.dtype)
 
     def _place(self, decoded, mat, mode):
         "Put what was decoded into the observed frame; beyond what is looked at, it says what its border says."
@@ -230,9 +231,10 @@ class AffineVAE(nn.Module, Pretrained):
         self,
         z: Tensor,  # (N, L) codes
         pose: Tensor,  # (N, D)
+        labels: Tensor | None = None,  # (N,), as for `forward`
     ) -> Tensor:  # (N, C, H, W) in [0, 1]
         "Draw codes in given poses, the way back from `mu` and `pose`; `ValueError` on poses that are none."
-        decoded = self._decode(z)
+        decoded = self._decode(z, self._check_labels(labels, z))
         with torch.autocast(z.device.type, enabled=False):
             mat = self.poses.mat(self._check_pose(pose, len(z)), decoded.shape[-2:])
             return self._place(decoded.to(mat.dtype), mat, "soft")
@@ -249,9 +251,11 @@ class AffineVAE(nn.Module, Pretrained):
         candidates: Tensor | None = None,  # (N, K, D) further poses to look at, in place of what the guess says
         log_q: Tensor | None = None,  # (N, K), how probable each is
         context: Callable = nullcontext,  # as for `PoseEnergy`
+        labels: Tensor | None = None,  # (N,), as for `forward`
     ) -> SearchResult:
         "Find the pose of each image, in eval mode; nothing is learned."
-        with evaluating(self): return self._search(PoseEnergy(self, context), x, budget or self.budget, candidates, log_q)
+        energy = PoseEnergy(self, context, labels=self._check_labels(labels, x))
+        with evaluating(self): return self._search(energy, x, budget or self.budget, candidates, log_q)
 
     def _search(self, energy, x, budget, candidates=None, log_q=None):
         "Let the guess look at the images, if it is needed, and search with what is left of the budget."
@@ -281,6 +285,15 @@ class AffineVAE(nn.Module, Pretrained):
                 raise ValueError(f"pose must have a positive {k}, got {v.min():g}")
         return pose
 
+    def _check_labels(self, labels, x):
+        "A label of each of x, beside it, for a VAE that has been made for them."
+        if labels is None: return None
+        if not (k := getattr(self.vae, "classes", 0)): raise ValueError("labels are for a VAE that was made with classes=K")
+        if labels.shape != (len(x),) or labels.is_floating_point() or not ((labels >= -1) & (labels < k)).all():
+            raise ValueError(f"labels must be whole numbers (N,)=({len(x)},) from 0 to {k - 1}, or -1 where none is known, "
+                             f"got {_told(labels)}")
+        return labels.to(x.device)
+
     @torch.no_grad()
     def check_module(self, x: Tensor):  # (1, C, H, W)
         "Does somebody else's module keep to the contract? Tried on one image; `TypeError` or `ValueError` if not."
@@ -305,25 +318,40 @@ class AffineVAE(nn.Module, Pretrained):
         x: Tensor,  # (N, C, H, W), float in [0, 1] or uint8; what is NaN is not known, and does not count
         budget: int | None = None,  # passes per image, the guess included; that of the model if None
         pose: Tensor | None = None,  # (N, D) known poses: no search
+        labels: Tensor | None = None,  # (N,) for a VAE with classes, from 0 to K - 1, -1 where it is not known
     ) -> AffineVAEOutput:
         """Find the pose of each image and explain it. Where gradients are wanted, one more pass is made, to learn from.
         Errors as `check_images`, `ValueError` if the budget is too small."""
         x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()), missing=True)
         x = full_precision(x, self.vae)
         if len(x): self.check_module(x[:1].nan_to_num())
-        if pose is None: outs = [self._find(b, budget or self.budget) for b in x.split(self.chunk)]
+        parts, labels = x.split(self.chunk), self._check_labels(labels, x)
+        told = [None]*len(parts) if labels is None else labels.split(self.chunk)
+        if pose is None: outs = [self._find(b, budget or self.budget, y) for b, y in zip(parts, told)]
         else:
             pose = self._check_pose(pose, len(x)).to(x)
-            outs = [self.explain(*part) for part in zip(x.split(self.chunk), pose.split(self.chunk))]
+            outs = [self.explain(b, p, labels=y) for b, p, y in zip(parts, pose.split(self.chunk), told)]
         return AffineVAEOutput(*(torch.cat(v) for v in zip(*outs)))
 
-    def _find(self, x, budget):
+    def _find(self, x, budget, labels=None):
         "Search, and give what was said at the best pose: as the search has heard it, or once more, to learn from it."
         learning = self.training or torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        energy = PoseEnergy(self, keep=True)
+        energy = PoseEnergy(self, keep=True, labels=labels)
         with evaluating(self): found = self._search(energy, x, budget)
-        if learning: return self.explain(x, found.pose, found.passes + 1)
+        if learning: return self.explain(x, found.pose, found.passes + 1, labels=labels)
         return energy.recall(x, found)
+
+    @torch.no_grad()
+    def classify(
+        self,
+        x: Tensor,  # (N, C, H, W), as for `forward`
+        budget: int | None = None,  # passes per image and class
+    ) -> Tensor:  # (N, K)
+        "Log-probabilities of the classes, by the loss of each image in its best pose under each. `ValueError` without classes."
+        if not (k := getattr(self.vae, "classes", 0)):
+            raise ValueError("there are no classes: make the VAE with classes=K, and train it on labels")
+        losses = [self(x, budget, labels=x.new_full((len(x),), c, dtype=torch.long)).loss for c in range(k)]
+        return (-torch.stack(losses, 1)).log_softmax(1)
 
     def config(self) -> dict:
         "All that decides a result, beside tensors, in numbers and words."
@@ -358,6 +386,8 @@ def _part_of(vae, name, method):
     "The likelihood or prior of a VAE, if it has one."
     return part if hasattr(part := getattr(vae, name, None), method) else None
 
+def _if_told(labels): return () if labels is None else (labels,)  # methods of other modules take none
+
 def _mask_told(mask): return f"a tensor {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
 
 def _told(v): return f"{v.dtype} {tuple(v.shape)}" + (f", {v.min():.3g} to {v.max():.3g}" if v.numel() else "")
@@ -373,7 +403,10 @@ class PoseEnergy:
         model: AffineVAE,
         context: Callable = nullcontext,  # entered around each call, for example `torch.autocast`
         keep: bool = False,  # remember what was said at the best pose of each image, for `recall`
-    ): self.model, self.context, self.keep, self.mixture, self.best, self.kept = model, context, keep, None, None, None
+        labels: Tensor | None = None,  # (N,) of the images, for a VAE with classes
+    ):
+        self.model, self.context, self.keep, self.labels = model, context, keep, labels
+        self.mixture = self.best = self.kept = None
 
     def __call__(
         self,
@@ -419,14 +452,15 @@ class PoseEnergy:
         lost = (self.kept.pose != found.pose).any(1).nonzero()[:, 0]
         out = self.kept._replace(passes=found.passes)
         if not len(lost): return out
-        again = self.model.explain(x[lost], found.pose[lost], found.passes[lost] + 1)
+        again = self.model.explain(x[lost], found.pose[lost], found.passes[lost] + 1, labels=self._labels(lost))
         return AffineVAEOutput(*(old.index_copy(0, lost, v) for old, v in zip(out, again)))
 
     def _energy(self, x, background, rows, pose, least=16):
         """Energies of poses (M, D) of the images `rows`, and what was decoded. At least 16 at once: smaller batches are
         rounded in other ways, and a search may amplify that."""
         again = torch.arange(max(least, len(rows)) if len(rows) else 0, device=rows.device) % max(1, len(rows))
-        out, decoded = self.model._explain(x[rows[again]], pose[again], 1, None, background[rows[again]])
+        some = rows[again]
+        out, decoded = self.model._explain(x[some], pose[again], 1, None, background[some], self._labels(some))
         out, decoded = AffineVAEOutput(*(v[:len(rows)] for v in out)), decoded[:len(rows)]
         energy, prior = out.loss, self.model.pose_prior
         if prior: energy = energy - prior(pose)
@@ -434,6 +468,8 @@ class PoseEnergy:
             energy = energy - self.model.trust*self.model.guess.log_prob(self.mixture.of(rows), pose[:, None])[:, 0]
         if self.keep: self._remember(x, rows, energy.detach(), out)
         return energy, decoded
+
+    def _labels(self, rows): return None if self.labels is None else self.labels[rows]
 
     def _remember(self, x, rows, energy, out):
         "Keep what was said where it is better than what was kept; `rows` are in order."

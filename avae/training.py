@@ -51,7 +51,7 @@ class _Loss(nn.Module):
 
     def forward(self, x, pose, noise, labels, weight, capacity):
         told = {} if labels is None else {"labels": labels}
-        out = self.model(x, noise, **told) if pose is None else self.model.explain(x, pose, noise=noise)
+        out = self.model(x, noise, **told) if pose is None else self.model.explain(x, pose, noise=noise, **told)
         kl = out.kl
         if self.free:  # latent by latent
             each = self.model.prior.kl(out.mu.reshape(-1, 1), out.logvar.reshape(-1, 1))
@@ -88,7 +88,6 @@ class _Trainer:
     def _classes(self):
         "Labels that networks are told, if they are made for it; one sentence if that cannot be."
         if not (k := getattr(self.vae, "classes", 0)): return None
-        if self.affine: raise ValueError("an AffineVAE learns without labels: train its VAE alone, or without classes")
         if (y := self.labels) is None or y.is_floating_point() or not ((y >= -1) & (y < k)).all():
             raise ValueError(f"data must have labels from 0 to {k - 1}, or -1 where none is known, for classes={k}")
         return y
@@ -118,7 +117,7 @@ class _Trainer:
         mat = self.augment.mat(self.augment.from_unit(u), self.size)
         return warp(x, mat, background_of(self.model, x, self.options.fill), self.options.interpolation), mat
 
-    def find_poses(self, idx, x, applied):
+    def find_poses(self, idx, x, applied, labels=None):
         "The pose of each image: carried over, or searched for if it is unknown or the step has its turn."
         poses, pose = self.model.poses, self.memory.carry(idx, applied)
         changed = pose.isnan().any(1)
@@ -128,7 +127,8 @@ class _Trainer:
         for rows, budget in ((unknown, self.schedule.whole),
                              (~unknown, self.schedule.for_known(self.epoch, self.step, before))):
             if not budget or not rows.any(): continue
-            found = self.search(x[rows], candidates(poses, begin[rows]), budget)
+            told = None if labels is None else labels[rows]
+            found = self.search(x[rows], candidates(poses, begin[rows]), budget, told)
             self.sums[1] += found.passes.sum()
             self.sums[2:] += tally(poses, pose[rows], found.pose).to(self.sums)
             pose[rows] = found.pose.to(pose)
@@ -138,19 +138,19 @@ class _Trainer:
         return pose
 
     @torch.no_grad()
-    def search(self, x, candidates=None, budget=None):
-        return self.model.search(x, budget, candidates, context=self.processes.autocast)
+    def search(self, x, candidates=None, budget=None, labels=None):
+        return self.model.search(x, budget, candidates, context=self.processes.autocast, labels=labels)
 
     def learn(self, n, idx, x):
         "One step of the weights on a batch of n images, of which this process holds `x`; the sum of its losses."
         options, g = self.options, generator(self.options.seed, self.epoch, self.step)
         u = torch.rand(n, len(self.augment), generator=g) if self.augment else torch.empty(n, 0)
         noise = torch.randn(n, self.latent, generator=g)
-        labels = None if self.told is None else self.told[idx].to(self.device)
-        if labels is not None: labels = labels.where(self.mine(torch.rand(n, generator=g)) > 0.2, -1)  # a fifth unknown
+        told = labels = None if self.told is None else self.told[idx].to(self.device)
+        if told is not None: labels = told.where(self.mine(torch.rand(n, generator=g)) > 0.2, -1)  # a fifth unknown
         torch.manual_seed(g.initial_seed() + self.share)  # for dropout, if somebody's model has any
         x, applied = self.view(x, self.mine(u))
-        pose = self.find_poses(idx, x, applied) if self.affine else None
+        pose = self.find_poses(idx, x, applied, told) if self.affine else None  # by all labels, so that both ways agree
         done = self.epoch - 1 + (self.step + 0.5)/self.steps if self.epoch else -1  # epochs
         kl = KLSchedule(options.kl_weight, options.kl_warmup, options.capacity).at(done, options.epochs)
         with self.processes.autocast(): learned, losses = self.loss(x, pose, self.mine(noise), labels, *x.new_tensor(kl))
