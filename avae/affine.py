@@ -384,6 +384,7 @@ class FlatField(NamedTuple):
     "What stands still in the frame of a set of images."
     light: Tensor  # (C, H, W), 1 on average; divide images by it
     mask: Tensor  # (H, W), 0 on marks and their neighbours, 1 elsewhere
+    doubt: float = 0.0  # standard deviation of the light that the choice of images alone would give
 
     def correct(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W) in [0, 1]
         "Images in even light."
@@ -397,9 +398,9 @@ class FlatField(NamedTuple):
 
     @property
     def noticeable(self) -> bool:
-        "Is there enough of it to lead poses astray?"
+        "Is there enough of it to lead poses astray, and more than chance explains?"
         light, marks = self.extent
-        return light > 0.03 or marks > 0.02
+        return light > max(0.03, 2.5*self.doubt) or marks > 0.02
 
     def __str__(self): return "uneven light, {:.0%}; marks on {:.0%} of the disc".format(*self.extent)
 
@@ -408,26 +409,37 @@ def flat_field(
     x: Tensor,  # (N, C, H, W) in [0, 1], objects in all orientations; hundreds of them
 ) -> FlatField:
     "Light that falls from one side, and marks, by the mean over images: robust least squares, reweighted."
-    mean, error = x.mean(0).cpu(), x.std(0).cpu()/len(x)**0.5
+    mean, error, least = x.mean(0).cpu(), x.std(0).cpu()/len(x)**0.5, 0.03
+    light, flat = _light(mean)
+    found = FlatField(light, torch.ones_like(mean[0]))
+    if found.extent[0] > least:  # how different would it be with other images?
+        parts = [FlatField(_light(p.mean(0).cpu(), 10)[0], found.mask) for p in x.chunk(8)]
+        seen = disc(tuple(mean.shape[1:])) > 0.5
+        spread = torch.stack([p.light[:, seen] for p in parts]).var(0).mean() if len(parts) > 1 else torch.tensor(math.inf)
+        found = found._replace(doubt=(spread/len(parts)).sqrt().item())
+    marks = ((flat - _rings(flat)).abs() > 6*error + 0.03).any(0) & (disc(tuple(mean.shape[1:])) > 0.5)
+    return found._replace(mask=1 - F.max_pool2d(marks[None].float(), 3, 1, 1)[0])
+
+def _light(mean, rounds=30):
+    "The light in the mean (C, H, W) of images, and that mean without it."
     (h, w), seen = mean.shape[1:], disc(tuple(mean.shape[1:])) > 0.5
     y, x = ((2*torch.arange(n) - n + 1)/min(h, w) for n in (h, w))
-    slope, radius = torch.stack([x.expand(h, w), y[:, None].expand(h, w)]), torch.hypot(x[None], y[:, None])
+    slope = torch.stack([x.expand(h, w), y[:, None].expand(h, w)])
     light, a = torch.ones_like(mean), torch.zeros(len(mean), 2)
-    for _ in range(30):
-        ring = _rings(mean/light, radius*min(h, w)/2)
+    for _ in range(rounds):
+        ring = _rings(mean/light)
         for c in range(len(mean)):
             weight = 1/((mean[c] - ring[c]*light[c])[seen].abs() + 0.01)  # least absolute differences, nearly
             B, left = (slope*ring[c])[:, seen], (mean[c] - ring[c])[seen]
             a[c] = torch.linalg.solve((B*weight) @ B.T + 1e-5*len(left)*torch.eye(2), (B*weight) @ left)
             light[c] = (1 + torch.einsum("k,khw->hw", a[c], slope)).clamp_min(0.1)
-    flat = mean/light
-    marks = ((flat - _rings(flat, radius*min(h, w)/2)).abs() > 6*error + 0.03).any(0) & seen
-    return FlatField(light, 1 - F.max_pool2d(marks[None].float(), 3, 1, 1)[0])
+    return light, mean/light
 
-def _rings(v, radius):
+def _rings(v):
     "The median over each ring of a picture (C, H, W), everywhere on that ring."
-    out = torch.empty_like(v)
-    for r in radius.round().unique():
-        on = radius.round() == r
+    y, x = (torch.arange(n) - (n - 1)/2 for n in v.shape[1:])
+    out, radius = torch.empty_like(v), torch.hypot(x[None], y[:, None]).round()
+    for r in radius.unique():
+        on = radius == r
         out[:, on] = v[:, on].median(-1, keepdim=True).values
     return out
