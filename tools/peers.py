@@ -248,8 +248,9 @@ def main():
 
 def gather():
     "All numbers there are, in one file."
+    from avae.core import write_json
     found = [json.loads(path.read_text()) for task in PLAN if (path := RUNS/f"{'-'.join(map(str, task))}.json").exists()]
-    (out := ROOT/"nbs"/"results"/"beside_others.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(out := ROOT/"nbs"/"results"/"beside_others.json", found)
     print(f"{len(found)} of {len(PLAN)} runs: {out.relative_to(ROOT)}")
 
 if __name__ == "__main__":
