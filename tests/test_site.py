@@ -106,7 +106,7 @@ def test_pages_are_whole(reader, theme, size):
 def test_sidebar_tells_the_story(reader):
     page = reader().open('index')
     sections = page.locator('#quarto-sidebar .sidebar-item-section > .sidebar-item-container').all_inner_texts()
-    assert [s.strip() for s in sections] == ['Idea', 'Guides', 'Library', 'Experiments']
+    assert [s.strip() for s in sections] == ['Idea', 'Guides', 'Library', 'Experiments', 'Benchmarks']
     links = page.locator('#quarto-sidebar a.sidebar-link[href]').evaluate_all('s => s.map(a => a.getAttribute("href"))')
     assert sorted(links) == sorted({p.name for p in pages()}), 'a page is not in the sidebar, or is twice'
 
