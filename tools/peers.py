@@ -5,7 +5,7 @@
 
 Makes an environment of its own for the others (`runs/beside_others/env`), runs each of `PLAN` in a process of its own,
 and gathers the numbers in `nbs/results/beside_others.json`, which `46_beside_others` shows. It takes some ten hours of one
-core and goes on with the same command; `--cores` runs several at a time. DATA holds MNIST and Fashion-MNIST, as
+core and goes on with the same command, from the results file, too; `--cores` runs several at a time. DATA holds MNIST and Fashion-MNIST, as
 torchvision lays them out.
 """
 import argparse, json, math, os, subprocess, sys, tempfile, time
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS, ENV = ROOT/"runs"/"beside_others", ROOT/"runs"/"beside_others"/"env"
+RUNS, RESULTS = ROOT/"runs"/"beside_others", ROOT/"nbs"/"results"/"beside_others.json"
+ENV = RUNS/"env"
 PEERS = ["atomai==0.8.1", "six", "pyroved==0.3.0", "equiadapt==0.1.2", "pythae==0.1.2"]  # atomai does not name six
 MODELS = ["avae", "augmented", "pyroved", "atomai", "equiadapt", "pythae"]
 SETS = ["mnist", "fashion_mnist"]
@@ -181,15 +182,13 @@ def in_batches(f, x):
 def measure(encode, reconstruct, x, labels, upright, views, angle, classes):
     "Numbers of a trained model on images that it has not seen."
     from sklearn.neighbors import KNeighborsClassifier
-    from avae import VAE, PoseSpace
+    from avae import PoseSpace
     from avae.affine import disc
     from avae.evaluation import angle_error
     from avae.memory import agreement
     start = time.process_time()
     codes, found = in_batches(encode, views)
     seconds = time.process_time() - start
-    plain, start = VAE().eval(), time.process_time()
-    in_batches(lambda b: plain.encode(b)[0], views)
     known = in_batches(encode, x[:OTHERS])[0]
     neighbours = KNeighborsClassifier(10).fit(known.numpy(), labels[:OTHERS].numpy()).score(codes.numpy(), classes.numpy())
     mask, p = disc(views.shape[-2:]), in_batches(reconstruct, views).clamp(1e-3, 1 - 1e-3)
@@ -226,9 +225,18 @@ def make_env():
     subprocess.run([ENV/"bin"/"pip", "install", "--quiet", *same, *PEERS, "scikit-learn", "-e", ROOT], check=True)
     (ENV/"made").touch()
 
+def result_of(task): return RUNS/f"{'-'.join(map(str, task))}.json"
+
+def restore():
+    "What the results file holds already, as if it had been run here."
+    from avae.core import write_json
+    for r in json.loads(RESULTS.read_text()) if RESULTS.exists() else []:
+        path = result_of([r[k] for k in ("model", "data", "latent", "seed", "limit")])
+        if not path.exists(): write_json(path, r)
+
 def run(task, data):
     "One of the plan, unless it is there; what went wrong, if anything."
-    path = RUNS/f"{'-'.join(map(str, task))}.json"
+    path = result_of(task)
     if path.exists(): return
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "AVAE_DATA": str(data)}
     with open(path.with_suffix(".log"), "w") as log:
@@ -242,6 +250,7 @@ def main():
     a = p.parse_args()
     if not a.data: p.error("say where the data sets are: --data, or AVAE_DATA")
     RUNS.mkdir(parents=True, exist_ok=True)
+    restore()
     make_env()
     with ThreadPoolExecutor(a.cores) as pool: list(pool.map(lambda task: run(task, a.data.resolve()), PLAN))
     gather()
@@ -249,9 +258,9 @@ def main():
 def gather():
     "All numbers there are, in one file."
     from avae.core import write_json
-    found = [json.loads(path.read_text()) for task in PLAN if (path := RUNS/f"{'-'.join(map(str, task))}.json").exists()]
-    write_json(out := ROOT/"nbs"/"results"/"beside_others.json", found)
-    print(f"{len(found)} of {len(PLAN)} runs: {out.relative_to(ROOT)}")
+    found = [json.loads(path.read_text()) for task in PLAN if (path := result_of(task)).exists()]
+    write_json(RESULTS, found)
+    print(f"{len(found)} of {len(PLAN)} runs: {RESULTS.relative_to(ROOT)}")
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
