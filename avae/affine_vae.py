@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .affine import PoseSpace, disc, estimate_background, register, resample
 from .core import check_images, evaluating, renamed
 from .formats import Intensity
-from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, VAEOutput, foreign,
+from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, VAEOutput, class_log_probs, foreign,
                          full_precision, make_part, name_of, part_config, precision, reparameterize)
 from .optimizers import TIE, SearchResult, default_budget, multistart, random_restarts, scan
 
@@ -348,10 +348,7 @@ class AffineVAE(nn.Module, Pretrained):
         budget: int | None = None,  # passes per image and class
     ) -> Tensor:  # (N, K)
         "Log-probabilities of the classes, by the loss of each image in its best pose under each. `ValueError` without classes."
-        if not (k := getattr(self.vae, "classes", 0)):
-            raise ValueError("there are no classes: make the VAE with classes=K, and train it on labels")
-        losses = [self(x, budget, labels=x.new_full((len(x),), c, dtype=torch.long)).loss for c in range(k)]
-        return (-torch.stack(losses, 1)).log_softmax(1)
+        return class_log_probs(self, getattr(self.vae, "classes", 0), x, budget=budget)
 
     def config(self) -> dict:
         "All that decides a result, beside tensors, in numbers and words."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'MODELS', 'HUB', 'NEWER', 'Bernoulli', 'Gaussian', 'StandardNormal', 'KLSchedule', 'PaperPrior', 'PaperLoss',
            'likelihood_for', 'name_of', 'part_config', 'foreign', 'make_part', 'Pretrained', 'model_card',
-           'pretrained_names', 'load_pretrained', 'VAEOutput', 'reparameterize', 'VAE', 'precision', 'full_precision']
+           'pretrained_names', 'load_pretrained', 'VAEOutput', 'reparameterize', 'VAE', 'class_log_probs', 'precision',
+           'full_precision']
 
 # %% ../nbs/04_models.ipynb #2e05a158
 import json, math, os
@@ -409,10 +410,7 @@ class VAE(nn.Module, Pretrained):
     @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, K)
         "Log-probabilities of the classes, by the loss of each image under each of them. `ValueError` without classes."
-        if not self.classes: raise ValueError("there are no classes: make the VAE with classes=K, and train it on labels")
-        told = torch.arange(self.classes, device=x.device)
-        with evaluating(self): losses = [self(x, labels=c.expand(len(x))).loss for c in told]
-        return (-torch.stack(losses, 1)).log_softmax(1)
+        return class_log_probs(self, self.classes, x)
 
     def config(self) -> dict:
         "All that the constructor was told, in numbers and words."
@@ -426,6 +424,19 @@ class VAE(nn.Module, Pretrained):
         "An untrained model like the one that had this `config`."
         parts = {k: given.get(k) or make_part(config.get(k), k) for k in ("likelihood", "prior")}
         return cls(**{k: v for k, v in config.items() if k not in parts}, **parts)
+
+@torch.no_grad()
+def class_log_probs(
+    model: nn.Module,  # called with `labels`
+    classes: int,  # K
+    x: Tensor,  # (N, C, H, W)
+    **how,  # further arguments of the call
+) -> Tensor:  # (N, K)
+    "By the loss of each image under each class. `ValueError` without classes."
+    if not classes: raise ValueError("there are no classes: make the VAE with classes=K, and train it on labels")
+    told = torch.arange(classes, device=x.device)
+    with evaluating(model): losses = [model(x, labels=c.expand(len(x)), **how).loss for c in told]
+    return (-torch.stack(losses, 1)).log_softmax(1)
 
 def precision(module: nn.Module) -> torch.dtype:
     "The type of the weights, if there are any; that of PyTorch if there are none."
