@@ -140,7 +140,7 @@ def train(
         "vary, else all; none: as in 2019.")] = "auto",
     search_budget: Annotated[Optional[int], _POSES(metavar="N", min=6, help=
         "Passes that a search may spend when the last pose of the image is known.",
-        show_default="12; 40 for several parameters")] = None,
+        show_default="12, or 24 with a flip; 40 for several parameters")] = None,
     search_every: Annotated[int, _POSES(metavar="N", min=1, help=
         "Search at every n-th step only, after the first epochs.")] = 6,
     search_warmup: Annotated[int, _POSES(metavar="N", min=0, help=

@@ -71,8 +71,9 @@ def _closing(energy):
 
 # %% ../nbs/05_optimizers.ipynb #c259bfac
 def _grid(poses, n):
-    "n poses in one dimension, the first of them exactly the identity."
-    return torch.cat([poses.identity(), poses.grid(n)[1:] if poses.periodic[0] else poses.grid(n - 1)])
+    "At most n poses along the line, or the two lines, of a search; the first of them exactly the identity."
+    around, lines = any(poses.periodic), _lines(poses)
+    return torch.cat([poses.identity(), poses.grid(n//lines)[1:] if around else poses.grid((n - 1)//lines)])
 
 @torch.no_grad()
 def scan(
@@ -88,13 +89,13 @@ def scan(
     known = _candidates(poses, x, candidates, log_q, budget - 2 - closing)
     n = budget - closing - known.shape[1]
     _enough(budget, 2 + closing + known.shape[1])
-    points = _grid(poses, n) if _one_line(poses) else torch.cat([poses.identity(), poses.sobol(n - 1)])
+    points = _grid(poses, n) if _lines(poses) else torch.cat([poses.identity(), poses.sobol(n - 1)])
     tried = torch.cat([points.to(x).expand(len(x), -1, -1), known], 1)
     return best_of(tried, energy(x, tried), tried.shape[1])
 
-def _one_line(poses):
-    "Is there but one parameter, and a continuous one?"
-    return len(poses) == 1 and not any(poses.discrete)
+def _lines(poses):
+    "Along how many lines all poses lie: one if a single parameter varies, two with a flip; 0 if there is no such line."
+    return 2**sum(poses.discrete) if poses.discrete.count(False) == 1 and len(poses) <= 2 else 0
 
 # %% ../nbs/05_optimizers.ipynb #7c8bc22e
 def value_and_grad(
@@ -154,30 +155,42 @@ def random_restarts(
 
 # %% ../nbs/05_optimizers.ipynb #76d39e4f
 def parabola_step(
-    u: Tensor,  # (N, P) points tried so far, in [0, 1]
+    poses: PoseSpace,  # one parameter, or one and a flip: two lines, of which no point has a neighbour on the other
+    u: Tensor,  # (N, P, D) points of the unit cube tried so far
     f: Tensor,  # (N, P) their energies
     k: int,  # how many valleys to look at
-    periodic: bool = True,  # are 0 and 1 the same point?
-) -> Tensor:  # (N, k) points to try next
+) -> Tensor:  # (N, k, D) points to try next
     "The predicted bottoms of the k deepest valleys."
-    u, order = (u % 1 if periodic else u).sort(1)
-    f = f.gather(1, order).nan_to_num(nan=math.inf, posinf=1e30)
-    left = lambda v, end: torch.cat([end, v[:, :-1]], 1)
-    right = lambda v, end: torch.cat([v[:, 1:], end], 1)
-    if periodic: a, c, fa, fc = left(u, u[:, -1:] - 1), right(u, u[:, :1] + 1), f.roll(1, 1), f.roll(-1, 1)
-    else: a, c, fa, fc = left(u, u[:, :1]), right(u, u[:, -1:]), left(f, f[:, :1]), right(f, f[:, -1:])
-    l, r = (u - a).clamp_min(1e-9), (c - u).clamp_min(1e-9)
+    line, wrap = poses.discrete.index(False), any(poses.periodic)
+    at = u[..., line] % 1 if wrap else u[..., line]
+    side = (u[..., poses.discrete.index(True)] > 0.5).long() if any(poses.discrete) else torch.zeros_like(at, dtype=torch.long)
+    order = (at + 2*side).argsort(1)                     # one line after the other
+    u, at, f, side = u.gather(1, order[..., None].expand_as(u)), *(v.gather(1, order) for v in (at, f, side))
+    f = f.nan_to_num(nan=math.inf, posinf=1e30)
+    fa, l = _beside(at, f, side, -1, wrap)
+    fc, r = _beside(at, f, side, 1, wrap)
     sl, sr = (f - fa)/l, (fc - f)/r                      # slopes to the left and to the right
     slope, curve = (sl*r + sr*l)/(l + r), (sr - sl)/(l + r)  # f + slope*step + curve*step^2
     step = -0.5*slope/curve.clamp_min(1e-9)
     step = torch.where(step > 0, step.minimum(0.6*r), step.maximum(-0.6*l))
-    if not periodic: step = torch.where(l < 1e-8, 0.4*r, torch.where(r < 1e-8, -0.4*l, step))  # at an end: inwards
+    if not wrap: step = torch.where(l < 1e-8, 0.4*r, torch.where(r < 1e-8, -0.4*l, step))  # at an end: inwards
     tiny = 0.05*torch.minimum(l, r)                     # never at a point that is known: towards the wider side instead
     step = torch.where(step.abs() < tiny, torch.where(r > l, tiny, -tiny), step)
     gain = torch.where((l < 1e-8) | (r < 1e-8), 0, slope*step + curve*step**2)
     depth = torch.where((f <= fa) & (f <= fc), f + gain, f + 1e6)  # valleys first
-    best = depth.topk(k, dim=1, largest=False).indices
-    return (u + step).gather(1, best)
+    best = depth.topk(k, dim=1, largest=False).indices[..., None]
+    new = u.gather(1, best.expand(-1, -1, len(poses)))
+    new[..., line] = (at + step).gather(1, best[..., 0])
+    return new
+
+def _beside(at, f, side, way, wrap):
+    "Of sorted points (N, P) the energy of the neighbour on the same line, to the left (-1) or right (1), and its distance."
+    here, n = torch.arange(at.shape[1], device=at.device), (side == 0).sum(1, keepdim=True)
+    first, last = n*side, torch.where(side > 0, at.shape[1], n) - 1
+    end, start = (first, last) if way < 0 else (last, first)
+    next_one = torch.where(here == end, start if wrap else here, here + way)
+    away = way*(at.gather(1, next_one) - at) + (here == end)*wrap
+    return f.gather(1, next_one), away.clamp_min(1e-9)
 
 # %% ../nbs/05_optimizers.ipynb #0eab9b2b
 @torch.no_grad()
@@ -229,14 +242,14 @@ def multistart(
     energy: Callable,  # (N, C, H, W), (N, S, D) -> (N, S) nats; differentiable if there is more than one parameter
     poses: PoseSpace,
     x: Tensor,  # (N, C, H, W)
-    budget: int | None = None,  # passes per image; 26 in one dimension, 120 in more, if None
+    budget: int | None = None,  # passes per image; that of `default_budget` if None
     candidates: Tensor | None = None,  # (N, K, D) further poses to look at
     log_q: Tensor | None = None,  # (N, K), how probable each is: the most probable are taken if not all can be
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
-    """Look around, then refine the best: parabolas in one dimension, Sobol points, registration and quasi-Newton in
-    more. With `log_q` the candidates are where it looks. `ValueError` if the budget is too small."""
-    line, guided, closing = _one_line(poses), log_q is not None, _closing(energy)
+    """Look around, then refine the best: parabolas in one dimension (mirrored or not), Sobol points, registration and
+    quasi-Newton in more. With `log_q` the candidates are where it looks. `ValueError` if the budget is too small."""
+    line, guided, closing = _lines(poses), log_q is not None, _closing(energy)
     least = closing + (2 if guided else 3 if line else 7)
     most = (budget or default_budget(poses)) - least
     if guided: most = min((most + 1)//2, 2 + most//4) if line else 1 + round(0.3*most)
@@ -247,44 +260,49 @@ def multistart(
     if not line: return _search_nd(energy, poses, x, spend, known, seed, guided)
     return (_guided_1d if guided else _search_1d)(energy, poses, x, spend, known)
 
-def default_budget(poses: PoseSpace) -> int:
-    "Passes per image of a search that nobody has limited."
-    return 26 if _one_line(poses) else 120
+def default_budget(
+    poses: PoseSpace,
+    carried: bool = False,  # is there a pose that was good in the last epoch?
+) -> int:
+    "Passes per image of a search that nobody has limited: 26 along a line, 52 if mirrored as well, 120 otherwise; carried, 12, 24 or 40."
+    lines = _lines(poses)
+    return (12 if carried else 26)*lines if lines else 40 if carried else 120
 
 def _search_1d(energy, poses, x, spend, known):
     "Spend so many passes: half on a grid, then 40 % of what is left on the deepest valleys, and so on."
-    periodic, skip = poses.periodic[0], int(_is_outside(poses))
+    skip = int(_is_outside(poses))
     start = _grid(poses, max(3, round(0.5*(spend - known.shape[1]))))
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
     energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
         k = min(max(1, round(0.4*left)), tried.shape[1] - skip)
-        new = poses.from_unit(parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None])
+        new = poses.from_unit(parabola_step(poses, poses.to_unit(tried)[:, skip:], energies[:, skip:], k))
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
 
 def _guided_1d(energy, poses, x, spend, known):
     """Spend so many passes on the likeliest poses, on a grid if there are more than a dozen, on a bracket around the
     best, and on parabolas."""
-    skip, periodic, grid = int(_is_outside(poses)), poses.periodic[0], round(0.5*max(0, spend - 12))
-    start = _grid(poses, grid + 1) if grid > 2 else poses.identity()
+    skip, grid = int(_is_outside(poses)), round(0.5*max(0, spend - 12*_lines(poses)))
+    start = _grid(poses, grid + 1) if grid > 2*_lines(poses) else poses.identity()
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
     energies, looked = energy(x, tried), tried.shape[1]
     while (left := spend - tried.shape[1]) > 0:
         if tried.shape[1] == looked and left > 1:
             best = _pick(energies[:, 1:], 1, tried[:, 1:])
-            u = poses.to_unit(best) + _width(energy, best, 1/60)*x.new_tensor([-1, 1])[:, None]
+            free = ~torch.tensor(poses.discrete, device=x.device)
+            u = poses.to_unit(best) + free*_width(energy, best, 1/60)*x.new_tensor([-1, 1])[:, None]
         else:
             k = min(max(1, round(0.3*left)), tried.shape[1] - skip)
-            u = parabola_step(poses.to_unit(tried)[:, skip:, 0], energies[:, skip:], k, periodic)[..., None]
+            u = parabola_step(poses, poses.to_unit(tried)[:, skip:], energies[:, skip:], k)
         new = poses.from_unit(u)
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
 
 def _is_outside(poses):
     "Is the identity beyond the bounds, and so no neighbour of any pose?"
-    unit = poses.to_unit(poses.identity())[0, 0]
-    return not poses.periodic[0] and not 0 <= unit <= 1
+    unit = poses.to_unit(poses.identity())[0]
+    return any(b and not 0 <= u <= 1 for b, u in zip(poses.bounded, unit))
 
 def _width(energy, pose, least=1/120, most=1/40):
     "How far around a guess to look, in the unit cube."

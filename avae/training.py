@@ -328,7 +328,7 @@ def train(
     free_bits: float = 0.0,  # nats of the KL of each latent that cost nothing, so that no latent falls silent
     patience: int | None = None,  # stop after so many epochs without a better validation loss
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
-    search_budget: int | None = None,  # passes of a search from a carried pose; 12 for one parameter, 40 for more, if None
+    search_budget: int | None = None,  # passes of a search from a carried pose; those of `default_budget` if None
     search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
     search_warmup: int = 0,  # at so many first steps, every image gets a whole search
     align: int = 400,  # first steps of an `AffineVAE`, on up to 4,096 images aligned in pairs; 0 = all images at once
@@ -349,7 +349,7 @@ def train(
     PyTorch's global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
-    if search_budget is None: search_budget = 12 if len(getattr(model, "poses", ())) < 2 else 40
+    if search_budget is None: search_budget = default_budget(model.poses, carried=True) if hasattr(model, "poses") else 12
     options = dict(epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, weight_decay=weight_decay, clip=clip,
                    kl_weight=kl_weight, kl_warmup=kl_warmup, capacity=capacity, free_bits=free_bits, patience=patience, seed=seed,
                    search_budget=search_budget, search_every=search_every, search_warmup=search_warmup, align=align,
