@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from .affine import PoseSpace
 from .core import check_images, evaluating, even_noise
-from .affine_vae import AffineVAE
+from .affine_vae import AffineVAE, PoseEnergy
 from .models import PaperLoss, StandardNormal, full_precision
 from .optimizers import SearchResult
 
@@ -71,19 +71,23 @@ def posterior(
     draws: int = 64,  # S, poses drawn for each image; more are more exact
     modes: int = 6,  # M, at most
     seed: int = 0,  # of the draws
+    labels: Tensor | None = None,  # (N,) for a VAE with classes, -1 where it is not known
 ) -> Posterior:
-    """All poses that explain each image, with their weights, under the loss at z = mu. `ValueError` for fewer than 16
-    draws or one mode, without a parameter that is continuous, and if no loss is finite."""
+    """All poses that explain each image, with their weights, under the loss at z = mu; a guess says where to look, and
+    has no vote. `ValueError` for fewer than 16 draws or one mode, without a parameter that is continuous, and if no
+    loss is finite."""
     for name, v, least in (("draws", draws, 16), ("modes", modes, 1)):
         if not isinstance(v, int) or v < least:
             raise ValueError(f"{name} must be a whole number, at least {least}, got {v}")
     if all(avae.poses.discrete): raise ValueError(f"poses must have a parameter that is continuous, got {avae.poses}")
     x = full_precision(check_images(x, missing=True), avae)
-    with evaluating(avae): parts = [_posterior(avae, b, budget, draws, modes, seed) for b in x.split(avae.chunk)]
-    return Posterior(*(torch.cat(v) for v in zip(*parts)))
+    parts, labels = x.split(avae.chunk), avae._check_labels(labels, x)
+    told = [None]*len(parts) if labels is None else labels.split(avae.chunk)
+    with evaluating(avae): out = [_posterior(avae, b, y, budget, draws, modes, seed) for b, y in zip(parts, told)]
+    return Posterior(*(torch.cat(v) for v in zip(*out)))
 
-def _posterior(avae, x, budget, draws, modes, seed):
-    poses, energy, found = avae.poses, avae.energy, avae.search(x, budget)
+def _posterior(avae, x, labels, budget, draws, modes, seed):
+    poses, energy, found = avae.poses, PoseEnergy(avae, labels=labels), avae.search(x, budget, labels=labels)
     if not found.energy.isfinite().all():
         raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")
     middle, scale, log_mass, spent = _laplace(energy, poses, x, _valleys(poses, found, modes))
@@ -96,9 +100,9 @@ def _posterior(avae, x, budget, draws, modes, seed):
     evidence, log_w = log_w.logsumexp(1) - math.log(draws), log_w.log_softmax(1)
     mean = lambda v: (log_w.exp()*torch.where(log_w > -math.inf, v, 0)).sum(1)
     density, identity = target - evidence[:, None], poses.identity(len(x)).to(x)[:, None]
-    as_it_is = found.energies[:, 0] + (0 if avae.pose_prior is None else avae.pose_prior(identity)[:, 0])
+    as_it_is = energy(x, identity)[:, 0] + (0 if avae.pose_prior is None else avae.pose_prior(identity)[:, 0])
     return (*_modes(poses, u, log_w.exp(), middle, log_mass), evidence, -mean(density), mean(density - prior),
-            evidence + as_it_is, pose, log_w, found.passes + spent + draws)
+            evidence + as_it_is, pose, log_w, found.passes + spent + draws + 1)
 
 def _log_prior(avae, pose):
     "The log-density of poses in the unit cube; that of a person is normalised there."
@@ -207,7 +211,8 @@ def log_weights(
     seed: int = 0,  # same seed, same codes
     pose: Tensor | None = None,  # (N, D), of an `AffineVAE`; it searches if None
 ) -> LogWeights:
-    "Draw codes of images. `ValueError` for fewer than one sample, and for `PaperLoss`, which is no likelihood."
+    """Draw codes of images. `ValueError` for fewer than one sample, for `PaperLoss`, which is no likelihood, and if
+    weights are not finite."""
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"samples must be a whole number, at least 1, got {samples}")
     if isinstance(model.likelihood, PaperLoss): raise ValueError("PaperLoss is no likelihood, so there is no bound")
@@ -221,7 +226,10 @@ def log_weights(
         nll = torch.cat([score(x[i], draw(code, i)) for i, code in pairs])
     q = Normal(mu[:, None], (0.5*logvar).exp()[:, None])
     prior = Normal(torch.zeros_like(z), 1).log_prob(z).sum(-1)
-    return LogWeights(-nll.view(-1, samples), prior, q.log_prob(z).sum(-1), model.prior.kl(mu, logvar))
+    w = LogWeights(-nll.view(-1, samples), prior, q.log_prob(z).sum(-1), model.prior.kl(mu, logvar))
+    bad = ~torch.cat([v.view(len(x), -1) for v in w], 1).isfinite().all(1)
+    if bad.any(): raise ValueError(f"log-weights must be finite, got NaN or infinity for {int(bad.sum())} of {len(x)} images")
+    return w
 
 def _encode(model, x, pose):
     "The images as floats, the Gaussian of each, and a function that draws codes z (B, L) of the images i (B,)."

@@ -252,7 +252,7 @@ def multistart(
     line, guided, closing = _lines(poses), log_q is not None, _closing(energy)
     least = closing + (2 if guided else 3 if line else 7)
     most = (budget or default_budget(poses)) - least
-    if guided: most = min((most + 1)//2, 2 + most//4) if line else 1 + round(0.3*most)
+    if guided: most = max(1, min((most + 1)//2, 2 + most//4)) if line else 1 + round(0.3*most)
     known = _candidates(poses, x, candidates, log_q, most)
     if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
     _enough(budget, least + (0 if guided else known.shape[1]))
