@@ -70,7 +70,7 @@ class AffineVAE(nn.Module, Pretrained):
         fill: float | Tensor | None = None,  # background of the images, a number or (C,); estimated from each if None
         likelihood=None,  # the VAE's own, or `Bernoulli()`, if None
         prior=None,  # on codes; the VAE's own, or `StandardNormal()`, if None
-        pose_prior: Callable[[Tensor], Tensor] | None = None,  # log-density of poses (..., D) -> (...); uniform if None
+        pose_prior: Callable[[Tensor], Tensor] | None = None,  # log-density of poses (..., D) -> (...), worth some loss; uniform if None
         chunk: int = 256,  # passes made at a time, which bounds the memory
         mask: str | Tensor | None = "auto",  # what is looked at, see above: "disc", "full", (H, W) in [0, 1], or None
         intensity: Intensity | dict | None = None,  # how numbers in files became light; `train` takes it from its images
@@ -179,8 +179,10 @@ class AffineVAE(nn.Module, Pretrained):
         if isinstance(mask, Tensor):
             if mask.dim() != 2 or not mask.is_floating_point() or not ((mask >= 0) & (mask <= 1)).all():
                 raise ValueError(f"mask must be a float tensor (H, W) in [0, 1], got {_told(mask)}")
-            if not (mask > 0.5).any(): raise ValueError("mask must let something be seen, but no pixel is above 0.5")
-        elif mask not in ("auto", "disc", "full", None):
+            turns = "angle" in self.poses.names
+            if not ((mask*disc(tuple(mask.shape)).to(mask) if turns else mask) > 0.5).any():
+                raise ValueError(f"mask must let something be seen{' within the inscribed disc'*turns}, but no pixel is above 0.5")
+        elif mask is not None and not (isinstance(mask, str) and mask in ("auto", "disc", "full")):
             raise ValueError(f'mask must be "auto", "disc", "full", a tensor (H, W) or None, got {mask!r}')
         if mask is not None and len(inspect.signature(self.likelihood.nll).parameters) < 3:
             name = type(self.likelihood).__name__
@@ -453,8 +455,9 @@ class PoseEnergy:
         return AffineVAEOutput(*(old.index_copy(0, lost, v) for old, v in zip(out, again)))
 
     def _energy(self, x, background, rows, pose, least=16):
-        """Energies of poses (M, D) of the images `rows`, and what was decoded. At least 16 at once: smaller batches are
-        rounded in other ways, and a search may amplify that."""
+        """Energies of poses (M, D) of the images `rows`, and what was decoded. At least 16 at once, if `chunk` allows it:
+        smaller batches are rounded in other ways, and a search may amplify that."""
+        least = min(least, self.model.chunk)
         again = torch.arange(max(least, len(rows)) if len(rows) else 0, device=rows.device) % max(1, len(rows))
         some = rows[again]
         out, decoded = self.model._explain(x[some], pose[again], 1, None, background[some], self._labels(some))

@@ -12,6 +12,7 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 from .affine import PoseSpace, disc, estimate_background, flat_field, resample
 
 # %% ../nbs/09_memory.ipynb #5a7661ab
@@ -277,7 +278,7 @@ def _most_alike(y, neighbours, turns, mirrored=False):
     -1 where one is most like the mirror image of the other, else 1."""
     bins, n = len(turns), len(y)
     waves, out = [_polar_waves(v, bins) for v in ([y, y.flip(-1)] if mirrored else [y])], []
-    for rows in torch.arange(n).split(64):
+    for rows in tqdm(torch.arange(n).split(64), "comparing images", leave=False, disable=None if n >= 1000 else True):
         over = [torch.fft.irfft((waves[0][:, rows].conj() @ w.mT).permute(1, 2, 0), n=bins).masked_fill(~turns, -2).max(2)
                 for w in waves]
         alike, turn = over[0]

@@ -75,6 +75,7 @@ def check_frame(
     """One sentence, if a background that was given is not that of most images, if none can be told, or if something
     stands still."""
     affine = isinstance(model, AffineVAE)
+    if not affine and not augmented: return  # nothing is moved, so no background is needed
     given, mask = (model.fill, model.window(x)) if affine else (fill, None)
     edge, most = along_border(x, mask), lambda v: (v.amax(1) > 0).float().mean() > 0.5  # of the images (N, C)
     seen, spread = edge.nanmedian(-1).values, edge.nanquantile(0.75, -1) - edge.nanquantile(0.25, -1)

@@ -28,14 +28,24 @@ def test_an_untrained_decoder_prefers_no_pose(background, poses):
     assert spread(AffineVAE(vae, poses), empty) < 1e-3
     assert spread(AffineVAE(vae, poses, mask=None), empty) > 0.1  # the corners, filled with 0, decide
 
+def learned(background, poses, blank):
+    "Spreads after little and after much training on letters in random poses, and on so many images without one."
+    g = torch.Generator().manual_seed(0)
+    letters, _ = random_views(toy_glyphs(48, 24, 1), poses, 1)
+    images = torch.lerp(plain(background, 48, g), torch.tensor(float(background != 'light')), letters)
+    images, empty = torch.cat([images, plain(background, blank, g)]), plain(background, 8, g)
+    torch.manual_seed(0)
+    model, out = AffineVAE(VAE(2, 24), poses), []
+    for epochs in (2, 8):
+        train(model, images, epochs=epochs, align=40, batch_size=16, lr=5e-3, device='cpu')
+        out.append(spread(model, empty))
+    return out
+
 @pytest.mark.parametrize('background', BACKGROUNDS)
 def test_a_decoder_that_learns_prefers_no_angle(background):
-    g = torch.Generator().manual_seed(0)
-    letters, _ = random_views(toy_glyphs(48, 24, 1), TURN, 1)
-    images = torch.lerp(plain(background, 48, g), torch.tensor(float(background != 'light')), letters)
-    empty = plain(background, 8, g)
-    torch.manual_seed(0)
-    model = AffineVAE(VAE(2, 24), TURN)
-    for epochs in (2, 8):  # little, much
-        train(model, images, epochs=epochs, align=40, batch_size=16, lr=5e-3, device='cpu')
-        assert spread(model, empty) < 0.04, epochs
+    assert max(learned(background, TURN, 0)) < 0.04
+
+@pytest.mark.parametrize('poses', [SHIFT, SCALE], ids=['shift', 'scale'])
+def test_a_decoder_that_knows_empty_images_prefers_no_pose(poses):
+    "One that has seen none imagines an object in them, and a small one costs less than a large one."
+    assert max(learned('grey', poses, 16)) < 0.02
