@@ -183,7 +183,8 @@ class AffineVAE(nn.Module, Pretrained):
             if not ((mask*disc(tuple(mask.shape)).to(mask) if turns else mask) > 0.5).any():
                 raise ValueError(f"mask must let something be seen{' within the inscribed disc'*turns}, but no pixel is above 0.5")
         elif mask is not None and not (isinstance(mask, str) and mask in ("auto", "disc", "full")):
-            raise ValueError(f'mask must be "auto", "disc", "full", a tensor (H, W) or None, got {mask!r}')
+            raise ValueError(f'mask must be "auto", "disc", "full", a tensor (H, W) or None, got '
+                             f'{repr(mask) if isinstance(mask, str) else type(mask).__name__}')
         if mask is not None and len(inspect.signature(self.likelihood.nll).parameters) < 3:
             name = type(self.likelihood).__name__
             raise TypeError(f"{name}.nll must take (x, xhat, mask) to look at a part of an image: add it, or give "
