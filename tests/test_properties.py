@@ -320,7 +320,7 @@ def test_a_smooth_valley_is_found(space, seed):
 def test_a_parabola_stays_between_what_is_known(n, k, seed):
     g = torch.Generator().manual_seed(seed)
     u, f = torch.cat([torch.tensor([[0.0, 1.0]]), torch.rand(1, n - 2, generator=g)], 1), torch.rand(1, n, generator=g)
-    new = parabola_step(u, f, k, periodic=False)
+    new = parabola_step(PoseSpace(shear=1), u[..., None], f, k)[..., 0]
     assert new.shape == (1, k) and ((new > 0) & (new < 1)).all() and (new[..., None] - u[:, None]).abs().min() > 0
 
 @given(st.floats(0.05, 0.95) | st.none(), st.floats(0.5, 50), st.lists(st.integers(0, 99), min_size=3, max_size=9, unique=True), st.booleans())
@@ -328,7 +328,7 @@ def test_a_parabola_knows_its_bottom(bottom, curve, at, periodic):
     u = torch.tensor([sorted(at)], dtype=torch.float64)/100 + 0.003
     if bottom is None: bottom = u[0, len(at)//2].item()  # it is known already
     f = curve*(u - bottom)**2
-    new = parabola_step(u, f, 1, periodic).item()
+    new = parabola_step(PoseSpace(angle=180) if periodic else PoseSpace(shear=1), u[..., None], f, 1).item()
     i, gaps = f.argmin().item(), u[0].diff()
     if not 0 < i < u.shape[1] - 1: return           # the valley has no wall on one side
     step, want = new - u[0, i].item(), bottom - u[0, i].item()
@@ -337,6 +337,16 @@ def test_a_parabola_knows_its_bottom(bottom, curve, at, periodic):
         side = 1 if gaps[i] > gaps[i - 1] else -1
         assert math.isclose(step, side*0.05*min(gaps[i - 1], gaps[i]).item(), rel_tol=1e-6)
     assert abs(step) <= 0.6*max(gaps[i - 1], gaps[i]) + 1e-9
+
+@given(st.integers(3, 9), st.integers(1, 9), st.booleans(), SEEDS)
+def test_a_flip_is_a_line_of_its_own(n, others, periodic, seed):
+    g, bounds = torch.Generator().manual_seed(seed), dict(angle=180) if periodic else dict(shear=1)
+    u = torch.randperm(100, generator=g)[:n + others].double().view(1, -1, 1)/100
+    f = torch.rand(1, n + others, generator=g, dtype=torch.float64)
+    f[:, n:] += 1000                                 # what lies on the other line is never the best
+    side = torch.tensor([0.25]*n + [0.75]*others).view(1, -1, 1)
+    new = parabola_step(PoseSpace(**bounds, flip=True), torch.cat([u, side.to(u)], -1), f, 1)[0, 0]
+    assert new[1] == 0.25 and torch.equal(new[:1], parabola_step(PoseSpace(**bounds), u[:, :n], f[:, :n], 1)[0, 0])
 
 @given(SEEDS)
 def test_steps_that_fail_become_shorter(seed):
