@@ -94,10 +94,10 @@ def evaluate_rotation(
     scans, ms_oracle = _timed(lambda: [scan(avae.energy, avae.poses, b) for b in views.split(avae.chunk)], n)
     twin = avae(x, budget).pose  # where the search puts the upright image: its own canonical pose
     error = angle_error(found.pose[:, 0], (twin + pose)[:, 0], labels)
-    best, truth = torch.cat([s.pose for s in scans]), torch.cat([s.energy for s in scans])
+    best, lowest = torch.cat([s.pose for s in scans]), torch.cat([s.energy for s in scans])
     rows = dict(vae_upright=(vae_upright, x, 1, ms_upright, identity), vae_rotated=(vae_rotated, views, 1, ms_vae, identity),
                 avae_rotated=(found.loss, views, int(found.passes.max()), ms_avae, found.pose),
-                oracle_rotated=(truth, views, int(scans[0].passes.max()) + 1, ms_oracle, best))
+                oracle_rotated=(lowest, views, int(scans[0].passes.max()) + 1, ms_oracle, best))
     bound = lambda im, p: None if isinstance(avae.likelihood, PaperLoss) else _mean(-elbo(avae, im, samples=16, pose=p))
     leakage = pose_leakage(found.mu, found.pose, avae.poses) if n >= 50 else None
     report = _report(rows, avae.floor, true_pose=given(views, pose), error=error) | {"pose_leakage": leakage}
