@@ -277,6 +277,10 @@ class AffineVAE(nn.Module, Pretrained):
         found = self.pose_search(energy, self.poses, x, **{k: v for k, v in known.items() if v is not None})
         return found._replace(passes=found.passes + cost)
 
+    def _check_images(self, x, missing=False):
+        "As `check_images` gives them, and of the shape that the VAE takes, if it says."
+        return check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()), missing=missing)
+
     def _check_pose(self, pose, n):
         "Known poses, if they are as many as the images, finite, and of positive scale."
         want, got = (n, len(self.poses)), tuple(pose.shape) if isinstance(pose, Tensor) else pose
@@ -325,7 +329,7 @@ class AffineVAE(nn.Module, Pretrained):
     ) -> AffineVAEOutput:
         """Find the pose of each image and explain it. Where gradients are wanted, one more pass is made, to learn from.
         Errors as `check_images`, `ValueError` if the budget is too small."""
-        x = check_images(x, *((self.vae.channels, self.vae.size) if isinstance(self.vae, VAE) else ()), missing=True)
+        x = self._check_images(x, missing=True)
         x = full_precision(x, self.vae)
         if len(x): self.check_module(x[:1].nan_to_num())
         parts, labels = x.split(self.chunk), self._check_labels(labels, x)

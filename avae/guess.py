@@ -16,9 +16,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 from .affine import PoseSpace, warp
-from .core import atomic_write, check_images, evaluating, even_noise, json_text
+from .core import atomic_write, evaluating, even_noise, json_text
 from .data import split_valid
-from .models import PARTS, VAE, full_precision, precision
+from .models import PARTS, full_precision, precision
 
 # %% ../nbs/07_guess.ipynb #f2a51dac
 class PoseMixture(NamedTuple):
@@ -260,7 +260,7 @@ def _lessons(avae, images, pose, seed, device, held=0.1, dreams=10_000):
                 z = avae.prior.sample(dreams if part == "learn" else dreams//10, vae.latent, device)
                 return torch.cat([vae.decode(v) for v in z.split(avae.chunk)]), None
         return dream, (vae.channels, *vae.size)
-    images = check_images(images, *((avae.vae.channels, avae.vae.size) if isinstance(avae.vae, VAE) else ()))
+    images = avae._check_images(images)
     if len(images) < 100: raise ValueError(f"images must be at least 100 to learn from, got {len(images)}")
     if pose is not None: pose = avae._check_pose(pose.to(images), len(images))
     learn, valid = split_valid(torch.arange(len(images)), max(10, round(held*len(images))), seed)
