@@ -141,14 +141,15 @@ class Guess(nn.Module):
         n: int,  # how many poses
     ) -> tuple[Tensor, Tensor]:  # poses (N, n, D), the best first, and the log of what each stands for (N, n)
         "The middles of the most probable Gaussians that are not close to a better one, and points around them."
-        k = mixture.log_weight.shape[1]
-        rounds = -(-n//k) + (2 if self.free > 1 else 0)  # along one line a search has its own way to look around
-        weight = 0.5*_thinned(mixture, self.poses, self.cell)  # bold: other modes get a try
-        share = (weight[:, :, None] - torch.arange(1., rounds + 1).log().to(weight)).flatten(1).log_softmax(1)
+        line, k = self.free < 2, mixture.log_weight.shape[1]
+        noise = even_noise(-(-n//k) + 1, len(self.cell))
+        if line: noise = torch.cat([torch.tensor([1.3, -1.3])[:, None].expand(-1, len(self.cell)), noise])  # a bracket
+        noise = torch.cat([0*noise[:1], noise]).to(mixture.mean)
+        weight = (0.3 if line else 0.5)*_thinned(mixture, self.poses, self.cell)  # bold: other modes get a try
+        share = (weight[:, :, None] - torch.arange(1., len(noise) + 1).log().to(weight)).flatten(1).log_softmax(1)
         log_q, which = share.topk(n, dim=1)
-        noise = even_noise(rounds, len(self.cell)).to(weight)
-        pick = lambda v: v.gather(1, (which//rounds)[..., None].expand(-1, -1, v.shape[-1]))
-        u = pick(mixture.mean) + pick(mixture.width)*torch.cat([noise[:1]*0, noise])[which % rounds]
+        pick = lambda v: v.gather(1, (which//len(noise))[..., None].expand(-1, -1, v.shape[-1]))
+        u = pick(mixture.mean) + pick(mixture.width)*noise[which % len(noise)]
         return self.poses.from_unit(u), log_q
 
     def width(

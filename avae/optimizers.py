@@ -252,7 +252,7 @@ def multistart(
     line, guided, closing = _lines(poses), log_q is not None, _closing(energy)
     least = closing + (2 if guided else 3 if line else 7)
     most = (budget or default_budget(poses)) - least
-    if guided: most = max(1, min((most + 1)//2, 2 + most//4)) if line else 1 + round(0.3*most)
+    if guided: most = max(1, min((most + 1)//2, 2 + most//3)) if line else 1 + round(0.3*most)
     known = _candidates(poses, x, candidates, log_q, most)
     if budget is None: budget = default_budget(poses) + (0 if guided else known.shape[1])
     _enough(budget, least + (0 if guided else known.shape[1]))
@@ -281,23 +281,32 @@ def _search_1d(energy, poses, x, spend, known):
     return best_of(tried, energies, tried.shape[1])
 
 def _guided_1d(energy, poses, x, spend, known):
-    """Spend so many passes on the likeliest poses, on a grid if there are more than a dozen, on a bracket around the
-    best, and on parabolas."""
+    """Spend so many passes on the likeliest poses, on a grid if there are more than a dozen, beside the best where it has
+    no close neighbour, and on parabolas."""
     skip, grid = int(_is_outside(poses)), round(0.5*max(0, spend - 12*_lines(poses)))
     start = _grid(poses, grid + 1) if grid > 2*_lines(poses) else poses.identity()
     tried = torch.cat([start.to(x).expand(len(x), -1, -1), known], 1)
-    energies, looked = energy(x, tried), tried.shape[1]
+    energies = energy(x, tried)
     while (left := spend - tried.shape[1]) > 0:
-        if tried.shape[1] == looked and left > 1:
-            best = _pick(energies[:, 1:], 1, tried[:, 1:])
-            free = ~torch.tensor(poses.discrete, device=x.device)
-            u = poses.to_unit(best) + free*_width(energy, best, 1/60)*x.new_tensor([-1, 1])[:, None]
-        else:
-            k = min(max(1, round(0.3*left)), tried.shape[1] - skip)
-            u = parabola_step(poses, poses.to_unit(tried)[:, skip:], energies[:, skip:], k)
+        k = min(max(1, round(0.3*left)), tried.shape[1] - skip)
+        u = parabola_step(poses, poses.to_unit(tried)[:, skip:], energies[:, skip:], k)
+        u[:, :1] = _beside_best(energy, poses, tried[:, 1:], energies[:, 1:], u[:, :1])
         new = poses.from_unit(u)
         tried, energies = torch.cat([tried, new], 1), torch.cat([energies, energy(x, new)], 1)
     return best_of(tried, energies, tried.shape[1])
+
+def _beside_best(energy, poses, tried, energies, otherwise, close=1.7):
+    "A point (N, 1, D) of the unit cube a width beside the best pose, on a side where nothing close is known; or `otherwise`."
+    best, line = _pick(energies, 1, tried), poses.discrete.index(False)
+    at, width = poses.to_unit(best), 1.3*_width(energy, best)[..., line]
+    off = poses.short_way(poses.to_unit(tried) - at)
+    same = (off[..., torch.tensor(poses.discrete, device=off.device)].abs() < 0.25).all(-1)
+    for way in (1, -1):
+        away, beside = way*off[..., line], at.clone()
+        beside[..., line] += way*width
+        known = (same & (away > 1e-6) & (away < close*width)).any(1) | (_within(poses, beside) != beside).any(-1)[:, 0]
+        otherwise = torch.where(known[:, None, None], otherwise, beside)
+    return otherwise
 
 def _is_outside(poses):
     "Is the identity beyond the bounds, and so no neighbour of any pose?"
