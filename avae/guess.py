@@ -140,7 +140,8 @@ class Guess(nn.Module):
         mixture: PoseMixture,  # of N images
         n: int,  # how many poses
     ) -> tuple[Tensor, Tensor]:  # poses (N, n, D), the best first, and the log of what each stands for (N, n)
-        "The middles of the most probable Gaussians that are not close to a better one, and points around them."
+        """The middles of the most probable Gaussians that are not close to a better one, and points around them. Along a
+        line these are a bracket: a sure guess proposes three poses of one Gaussian, an unsure one those of several."""
         line, k = self.free < 2, mixture.log_weight.shape[1]
         noise = even_noise(-(-n//k) + 1, len(self.cell))
         if line: noise = torch.cat([torch.tensor([1.3, -1.3])[:, None].expand(-1, len(self.cell)), noise])  # a bracket
