@@ -135,7 +135,20 @@ class AffineVAE(nn.Module, Pretrained):
     ) -> AffineVAEOutput:
         """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
         and the last warp is bilinear, whose gradient costs half as much."""
-        return self._explain(x, pose, passes, noise, self.background(x), labels)[0]
+        background = self.background(x)
+        if self.training: return self._explain(x, pose, passes, noise, background, labels)[0]
+        out = self._explain_enough(x, pose, background, labels)[0]
+        return out._replace(passes=torch.as_tensor(passes, device=x.device).expand(len(x)))
+
+    def _explain_enough(self, x, pose, background, labels=None, least=16):
+        """As `_explain`, of at least 16 images at once, if `chunk` allows it: smaller batches are rounded in other ways, and
+        a search may amplify that."""
+        n, least = len(x), min(least, self.chunk)
+        if 0 < n < least:
+            again = torch.arange(least, device=x.device) % n
+            x, pose, background, labels = (None if v is None else v[again] for v in (x, pose, background, labels))
+        out, decoded = self._explain(x, pose, 1, None, background, labels)
+        return AffineVAEOutput(*(v[:n] for v in out)), decoded[:n]
 
     def _explain(self, x, pose, passes, noise, background, labels=None):
         "What `explain` gives, and the image that was decoded, in the canonical frame."
@@ -459,14 +472,9 @@ class PoseEnergy:
         again = self.model.explain(x[lost], found.pose[lost], found.passes[lost] + 1, labels=self._labels(lost))
         return AffineVAEOutput(*(old.index_copy(0, lost, v) for old, v in zip(out, again)))
 
-    def _energy(self, x, background, rows, pose, least=16):
-        """Energies of poses (M, D) of the images `rows`, and what was decoded. At least 16 at once, if `chunk` allows it:
-        smaller batches are rounded in other ways, and a search may amplify that."""
-        least = min(least, self.model.chunk)
-        again = torch.arange(max(least, len(rows)) if len(rows) else 0, device=rows.device) % max(1, len(rows))
-        some = rows[again]
-        out, decoded = self.model._explain(x[some], pose[again], 1, None, background[some], self._labels(some))
-        out, decoded = AffineVAEOutput(*(v[:len(rows)] for v in out)), decoded[:len(rows)]
+    def _energy(self, x, background, rows, pose):
+        "Energies of poses (M, D) of the images `rows`, and what was decoded."
+        out, decoded = self.model._explain_enough(x[rows], pose, background[rows], self._labels(rows))
         energy, prior = out.loss, self.model.pose_prior
         if prior: energy = energy - prior(pose)
         if self.mixture is not None and self.model.trust:
