@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .affine import PoseSpace, disc, estimate_background, register, resample
 from .core import check_images, evaluating, renamed
 from .formats import Intensity
-from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, VAEOutput, class_log_probs, foreign,
+from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, VAEOutput, _filled, class_log_probs, foreign,
                          full_precision, make_part, name_of, part_config, precision, reparameterize)
 from .optimizers import TIE, SearchResult, default_budget, multistart, random_restarts, scan
 
@@ -140,15 +140,11 @@ class AffineVAE(nn.Module, Pretrained):
         out = self._explain_enough(x, pose, background, labels)[0]
         return out._replace(passes=torch.as_tensor(passes, device=x.device).expand(len(x)))
 
-    def _explain_enough(self, x, pose, background, labels=None, least=16):
-        """As `_explain`, of at least 16 images at once, if `chunk` allows it: smaller batches are rounded in other ways, and
-        a search may amplify that."""
-        n, least = len(x), min(least, self.chunk)
-        if 0 < n < least:
-            again = torch.arange(least, device=x.device) % n
-            x, pose, background, labels = (None if v is None else v[again] for v in (x, pose, background, labels))
-        out, decoded = self._explain(x, pose, 1, None, background, labels)
-        return AffineVAEOutput(*(v[:n] for v in out)), decoded[:n]
+    def _explain_enough(self, x, pose, background, labels=None):
+        "As `_explain`, of at least 16 images at once, if `chunk` allows it; a search may amplify how smaller batches are rounded."
+        given = _filled(x, pose, background, labels, least=min(16, self.chunk))
+        out, decoded = self._explain(*given[:2], 1, None, *given[2:])
+        return AffineVAEOutput(*(v[:len(x)] for v in out)), decoded[:len(x)]
 
     def _explain(self, x, pose, passes, noise, background, labels=None):
         "What `explain` gives, and the image that was decoded, in the canonical frame."

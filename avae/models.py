@@ -322,6 +322,14 @@ def reparameterize(
 # %% ../nbs/04_models.ipynb #5369cb01
 NEWER = {"widths": (16, 32, 32), "hidden": 96}  # saved only where it is another
 
+def _filled(*tensors: Tensor | None, least: int = 16):  # each (N, ...) -> each (max(N, least), ...)
+    """The first rows again after the last, until they are enough: smaller batches are rounded in other ways, and the result
+    for an image would depend on how many others there are."""
+    n = len(tensors[0])
+    if not 0 < n < least: return tensors
+    again = torch.arange(least, device=tensors[0].device) % n
+    return tuple(None if v is None else v[again] for v in tensors)
+
 class VAE(nn.Module, Pretrained):
     "A variational autoencoder for images of one size. In eval mode `z = mu`, so it is deterministic."
     saved_as = "avae.VAE"
@@ -391,11 +399,13 @@ class VAE(nn.Module, Pretrained):
         "Encode, decode and score images; errors as `check_images` (the values are looked at in eval mode only)."
         x = check_images(x, self.channels, self.size, values=not (self.training or torch.compiler.is_compiling()))
         x = full_precision(x, self)
+        n = len(x)
+        if not (self.training or torch.compiler.is_compiling()): x, labels = _filled(x, labels)
         told = () if labels is None else (labels,)  # methods of a subclass may take none
         mu, logvar = self.encode(x, *told)
         recon = self.decode(self.reparameterize(mu, logvar, noise), *told)
         nll, kl = self.likelihood.nll(x, recon), self.prior.kl(mu, logvar)
-        return VAEOutput(recon, nll + kl, nll, kl, mu, logvar)
+        return VAEOutput(*(v[:n] for v in (recon, nll + kl, nll, kl, mu, logvar)))
 
     def reconstruct(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W) in [0, 1]
         "Only the reconstruction of `forward`."
