@@ -462,7 +462,7 @@ class PoseEnergy:
     ) -> AffineVAEOutput:
         "What was said at the poses that a search has found; where it was not kept, it costs another pass."
         if not len(x): return self.model.explain(x, found.pose)
-        lost = (self.kept.pose != found.pose).any(1).nonzero()[:, 0]
+        lost = ((self.kept.pose != found.pose).any(1) | self.best.isinf()).nonzero()[:, 0]  # infinite: nothing was kept
         out = self.kept._replace(passes=found.passes)
         if not len(lost): return out
         again = self.model.explain(x[lost], found.pose[lost], found.passes[lost] + 1, labels=self._labels(lost))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .affine import PoseSpace, warp
 from .core import atomic_write, evaluating, even_noise, json_text
 from .data import split_valid
-from .models import PARTS, full_precision, precision
+from .models import PARTS, _filled, full_precision, precision
 
 # %% ../nbs/07_guess.ipynb #f2a51dac
 class PoseMixture(NamedTuple):
@@ -100,6 +100,12 @@ class Guess(nn.Module):
             raise ValueError(f"x must have the shape (N, {self.channels}, {self.size[0]}, {self.size[1]}), which the guess "
                              f"has learned, got {tuple(x.shape)}")
         if not 1 <= looks <= self.most_looks: raise ValueError(f"looks must be 1 to {self.most_looks}, got {looks}")
+        n = len(x)
+        if not self.training: x, background = _filled(x, background)
+        return PoseMixture(*(v[:n] for v in self._look(x, background, looks)))
+
+    def _look(self, x, background, looks):
+        "As `forward`."
         if looks == 1: return self.calibrate(self.raw(x, background))
         said = [self._turned(x, background, k) for k in range(looks)]
         logit, mean, width = (torch.stack(v) for v in zip(*said))
@@ -147,7 +153,8 @@ class Guess(nn.Module):
         if line: noise = torch.cat([torch.tensor([1.3, -1.3])[:, None].expand(-1, len(self.cell)), noise])  # a bracket
         noise = torch.cat([0*noise[:1], noise]).to(mixture.mean)
         weight = (0.3 if line else 0.5)*_thinned(mixture, self.poses, self.cell)  # bold: other modes get a try
-        share = (weight[:, :, None] - torch.arange(1., len(noise) + 1).log().to(weight)).flatten(1).log_softmax(1)
+        later = torch.arange(1., len(noise) + 1).log().to(weight)*(1 if self.free else 100)  # without a width all are copies
+        share = (weight[:, :, None] - later).flatten(1).log_softmax(1)
         log_q, which = share.topk(n, dim=1)
         pick = lambda v: v.gather(1, (which//len(noise))[..., None].expand(-1, -1, v.shape[-1]))
         u = pick(mixture.mean) + pick(mixture.width)*noise[which % len(noise)]

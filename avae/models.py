@@ -324,8 +324,11 @@ NEWER = {"widths": (16, 32, 32), "hidden": 96}  # saved only where it is another
 
 def _filled(*tensors: Tensor | None, least: int = 16):  # each (N, ...) -> each (max(N, least), ...)
     """The first rows again after the last, until they are enough: smaller batches are rounded in other ways, and the result
-    for an image would depend on how many others there are."""
+    for an image would depend on how many others there are. A graph is for any number of images, and is left alone."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing(): return tensors
     n = len(tensors[0])
+    for v in tensors:
+        if v is not None and len(v) != n: raise ValueError(f"poses and labels must be as many as the images, {n}, got {len(v)}")
     if not 0 < n < least: return tensors
     again = torch.arange(least, device=tensors[0].device) % n
     return tuple(None if v is None else v[again] for v in tensors)
@@ -399,8 +402,8 @@ class VAE(nn.Module, Pretrained):
         "Encode, decode and score images; errors as `check_images` (the values are looked at in eval mode only)."
         x = check_images(x, self.channels, self.size, values=not (self.training or torch.compiler.is_compiling()))
         x = full_precision(x, self)
-        n = len(x)
-        if not (self.training or torch.compiler.is_compiling()): x, labels = _filled(x, labels)
+        n = x.shape[0]
+        if not self.training: x, labels = _filled(x, labels)
         told = () if labels is None else (labels,)  # methods of a subclass may take none
         mu, logvar = self.encode(x, *told)
         recon = self.decode(self.reparameterize(mu, logvar, noise), *told)

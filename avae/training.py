@@ -122,13 +122,13 @@ class _Trainer:
         poses, pose = self.model.poses, self.memory.carry(idx, applied)
         changed = pose.isnan().any(1)
         unknown = changed.clone()
-        begin = torch.where(unknown[:, None], poses.identity().to(pose), pose)
         before = (self.epoch - 1)*self.steps + self.step
         for rows, budget in ((unknown, self.schedule.whole),
                              (~unknown, self.schedule.for_known(self.epoch, self.step, before))):
             if not budget or not rows.any(): continue
             told = None if labels is None else labels[rows]
-            found = self.search(x[rows], candidates(poses, begin[rows]), budget, told)
+            known = None if rows is unknown else candidates(poses, pose[rows])
+            found = self.search(x[rows], known, budget, told)
             self.sums[1] += found.passes.sum()
             self.sums[2:] += tally(poses, pose[rows], found.pose).to(self.sums)
             pose[rows] = found.pose.to(pose)
