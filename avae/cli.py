@@ -142,7 +142,7 @@ def train(
         "Passes that a search may spend when the last pose of the image is known.",
         show_default="12, or 24 with a flip; 40 for several parameters")] = None,
     search_every: Annotated[int, _POSES(metavar="N", min=1, help=
-        "Search at every n-th step only, after the first epochs.")] = 6,
+        "Search at every n-th step only, after the first epochs.")] = 12,
     search_warmup: Annotated[int, _POSES(metavar="N", min=0, help=
         "Make a whole search at each of the first n steps.")] = 0,
     align: Annotated[int, _POSES(metavar="N", min=0, help=

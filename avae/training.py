@@ -329,7 +329,7 @@ def train(
     patience: int | None = None,  # stop after so many epochs without a better validation loss
     seed: int = 0,  # of the order of the images, their poses and the codes drawn; at least 0
     search_budget: int | None = None,  # passes of a search from a carried pose; those of `default_budget` if None
-    search_every: int = 6,  # after the first epochs, poses are searched at one step in so many, and carried over else
+    search_every: int = 12,  # after the first epochs, poses are searched at one step in so many, and carried over else
     search_warmup: int = 0,  # at so many first steps, every image gets a whole search
     align: int = 400,  # first steps of an `AffineVAE`, on up to 4,096 images aligned in pairs; 0 = all images at once
     guess: bool = False,  # in the end, give an `AffineVAE` a `Guess`, learned from the images in the poses found
