@@ -75,10 +75,8 @@ def _closing(energy):
 # %% ../nbs/05_optimizers.ipynb #c259bfac
 def _grid(poses, n):
     "At most n poses along the line, or the two lines, of a search; the first of them exactly the identity."
-    around, lines, identity = any(poses.periodic), _lines(poses), poses.identity()
-    points = poses.grid(n//lines if around else (n - 1)//lines)
-    other = (poses.short_way(poses.to_unit(points) - poses.to_unit(identity)).abs() > APART).any(-1)
-    return torch.cat([identity, points[other]])
+    around, lines = any(poses.periodic), _lines(poses)
+    return torch.cat([poses.identity(), poses.grid(n//lines)[1:] if around else poses.grid((n - 1)//lines)])
 
 @torch.no_grad()
 def scan(
