@@ -100,7 +100,7 @@ class Guess(nn.Module):
             raise ValueError(f"x must have the shape (N, {self.channels}, {self.size[0]}, {self.size[1]}), which the guess "
                              f"has learned, got {tuple(x.shape)}")
         if not 1 <= looks <= self.most_looks: raise ValueError(f"looks must be 1 to {self.most_looks}, got {looks}")
-        n = len(x)
+        n = x.shape[0]  # a graph may be for any number
         if not self.training: x, background = _filled(x, background)
         return PoseMixture(*(v[:n] for v in self._look(x, background, looks)))
 
