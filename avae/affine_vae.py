@@ -259,7 +259,7 @@ class AffineVAE(nn.Module, Pretrained):
     def search(
         self,
         x: Tensor,  # (N, C, H, W)
-        budget: int | None = None,  # passes per image, the guess and a last one included; that of the model if None
+        budget: int | None = None,  # passes per image, all included; that of the model if None
         candidates: Tensor | None = None,  # (N, K, D) further poses to look at, in place of what the guess says
         log_q: Tensor | None = None,  # (N, K), how probable each is
         context: Callable = nullcontext,  # as for `PoseEnergy`

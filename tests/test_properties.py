@@ -451,6 +451,13 @@ def test_no_image_is_worse_off_than_at_the_identity(space, c, size, seed, more, 
     found = model(x, least_budget(search, space) + 1 + 8*more)
     assert (found.loss <= model(x, pose=space.identity(3)).loss + 2e-3).all()
 
+@given(spaces(), st.integers(1, 3), shapes(), SEEDS, st.integers(0, 3))
+def test_a_prior_costs_no_more_than_it_weighs(space, c, size, seed, more):
+    prior, identity = lambda pose: 20*torch.sin(3*pose.sum(-1)), space.identity(3)
+    x, model = images(3, c, size, seed), avae(space, size, c, pose_prior=prior)
+    found, still = model(x, least_budget(multistart, space) + 1 + 8*more), model(x, pose=identity)
+    assert (found.loss - prior(found.pose) <= still.loss - prior(identity) + 2e-3).all()
+
 @given(spaces(), st.integers(1, 3), shapes(), SEEDS, st.integers(1, 512), DTYPES)
 def test_chunks_change_no_result(space, c, size, seed, chunk, dtype):
     x, model = images(5, c, size, seed, dtype), avae(space, size, c)
