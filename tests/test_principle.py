@@ -14,28 +14,30 @@ def plain(background, n, g):
     level, noise = BACKGROUNDS[background]
     return (level + noise*torch.randn(n, 1, 24, 24, generator=g)).clamp(0, 1)
 
-def spread(model, images):
-    "By how many nats the worst of 64 poses is above the best, and the loss in the middle, on average over images."
+def energies(model, images):
+    "Of each image under 64 poses: (N, 64)."
     some = torch.cat([model.poses.identity(), model.poses.sobol(63)]).to(images).expand(len(images), -1, -1)
-    with torch.no_grad(): e = model.eval().energy(images, some)
-    return (e.amax(1) - e.amin(1)).mean().item(), e.mean().item()
+    with torch.no_grad(): return model.eval().energy(images, some)
 
-def share(model, empty):
-    "That of empty images, in parts of their loss."
-    nats, loss = spread(model, empty)
-    return nats/loss
+def spread(e):
+    "By how many nats the worst of 64 poses is above the best, on average over images."
+    return (e.amax(1) - e.amin(1)).mean().item()
+
+def share(e):
+    "The same in parts of the loss."
+    return ((e.amax(1) - e.amin(1))/e.mean(1)).mean().item()
 
 @pytest.mark.parametrize('poses', [TURN, SHIFT, SCALE], ids=['rotation', 'shift', 'scale'])
 @pytest.mark.parametrize('background', BACKGROUNDS)
 def test_an_untrained_decoder_prefers_no_pose(background, poses):
     torch.manual_seed(0)
     vae, empty = VAE(2, 24).eval(), plain(background, 8, torch.Generator().manual_seed(0))
-    assert share(AffineVAE(vae, poses), empty) < 1e-3
-    assert share(AffineVAE(vae, poses, mask=None), empty) > 0.1  # the corners, filled with 0, decide
+    assert share(energies(AffineVAE(vae, poses), empty)) < 1e-3
+    assert share(energies(AffineVAE(vae, poses, mask=None), empty)) > 0.1  # the corners, filled with 0, decide
 
 def learned(background, poses, blank):
-    """A model after little and after much training on letters in random poses, and on so many images without one; with some
-    of the letters, and other empty images."""
+    """Energies of empty images, and of some letters, after little and after much training on letters in random poses, and on
+    so many images without one."""
     g = torch.Generator().manual_seed(0)
     letters, _ = random_views(toy_glyphs(48, 24, 1), poses, 1)
     letters = torch.lerp(plain(background, 48, g), torch.tensor(float(background != 'light')), letters)
@@ -44,16 +46,18 @@ def learned(background, poses, blank):
     model = AffineVAE(VAE(2, 24), poses)
     for epochs in (2, 8):
         train(model, images, epochs=epochs, align=40, batch_size=16, lr=5e-3, device='cpu')
-        yield model, letters[:8], empty
+        yield energies(model, empty), energies(model, letters[:8])
 
 @pytest.mark.parametrize('background', BACKGROUNDS)
 def test_a_decoder_that_learns_prefers_no_angle(background):
-    assert all(share(model, empty) < 0.04 for model, _, empty in learned(background, TURN, 0))
+    assert all(share(empty) < 0.04 for empty, _ in learned(background, TURN, 0))
 
 @pytest.mark.parametrize('poses', [SHIFT, SCALE], ids=['shift', 'scale'])
 @pytest.mark.parametrize('background', BACKGROUNDS)
 def test_a_decoder_that_knows_empty_images_prefers_no_pose(background, poses):
     """One that has seen none imagines an object in them, and a small one costs less than a large one. What a pose is worth to
     an empty image, in parts of what it is worth to a letter: after little training a half at most, after much little."""
-    little, much = [spread(model, empty)[0]/spread(model, letters)[0] for model, letters, empty in learned(background, poses, 16)]
+    found = list(learned(background, poses, 16))
+    little, much = [spread(empty)/spread(letters) for empty, letters in found]
     assert little < 0.6 and much < 0.1
+    if background == 'grey': assert all(share(empty) < 0.02 for empty, _ in found)
