@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'HALF', 'NAMES', 'IDENTITY', 'UNEVEN', 'resample', 'invert', 'warp', 'disc', 'border', 'along_border',
-           'estimate_background', 'Box', 'PoseSpace', 'random_views', 'register', 'FlatField', 'flat_field']
+           'estimate_background', 'Box', 'PoseSpace', 'random_views', 'register', 'FlatField', 'slanted', 'flat_field']
 
 # %% ../nbs/03_affine.ipynb #59f0a805
 import math
@@ -384,9 +384,14 @@ UNEVEN = 0.03  # standard deviation of the light, from which on poses may follow
 
 class FlatField(NamedTuple):
     "What stands still in the frame of a set of images."
-    light: Tensor  # (C, H, W), 1 on average; divide images by it
+    slope: Tensor  # (C, 2), how the light rises to the right and downwards, as for `slanted`
     mask: Tensor  # (H, W), 0 on marks and their neighbours, 1 elsewhere
     doubt: float = 0.0  # standard deviation of the light that the choice of images alone would give
+
+    @property
+    def light(self) -> Tensor:  # (C, H, W), 1 in the middle
+        "What images are to be divided by."
+        return _light(self.slope, tuple(self.mask.shape))
 
     def correct(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W) in [0, 1]
         "Images in even light."
@@ -406,34 +411,45 @@ class FlatField(NamedTuple):
 
     def __str__(self): return "uneven light, {:.0%}; marks on {:.0%} of the disc".format(*self.extent)
 
+def slanted(
+    slope: Tensor,  # (C, 2)
+    size: tuple[int, int],  # (H, W)
+) -> Tensor:  # (C, H, W)
+    "Light that rises by `slope` from the middle, where it is 1, over half of the shorter side, to the right and downwards."
+    y, x = ((2*torch.arange(n) - n + 1)/min(size) for n in size)
+    return 1 + slope[:, 0, None, None]*x + slope[:, 1, None, None]*y[:, None]
+
 @torch.no_grad()
 def flat_field(
     x: Tensor,  # (N, C, H, W) in [0, 1], objects in all orientations; hundreds of them
 ) -> FlatField:
     "Light that falls from one side, and marks, by the mean over images: robust least squares, reweighted."
     mean, error, doubt = x.mean(0).cpu(), x.std(0).cpu()/len(x)**0.5, 0.0
-    light, seen = _light(mean), disc(tuple(mean.shape[1:])) > 0.5
+    size = tuple(mean.shape[1:])
+    slope, seen = _slope(mean), disc(size) > 0.5
+    light = _light(slope, size)
     if light[:, seen].std() > UNEVEN:  # how different would it be with other images?
-        parts = torch.stack([_light(p.mean(0).cpu(), 10)[:, seen] for p in x.chunk(8)])
+        parts = torch.stack([_light(_slope(p.mean(0).cpu(), 10), size)[:, seen] for p in x.chunk(8)])
         doubt = (parts.var(0).mean()/len(parts)).sqrt().item() if len(parts) > 1 else math.inf
     flat = mean/light
     marks = ((flat - _rings(flat)).abs() > 6*error + 0.03).any(0) & seen
-    return FlatField(light, 1 - F.max_pool2d(marks[None].float(), 3, 1, 1)[0], doubt)
+    return FlatField(slope, 1 - F.max_pool2d(marks[None].float(), 3, 1, 1)[0], doubt)
 
-def _light(mean, rounds=30):
-    "The light in the mean (C, H, W) of images."
-    (h, w), seen = mean.shape[1:], disc(tuple(mean.shape[1:])) > 0.5
-    y, x = ((2*torch.arange(n) - n + 1)/min(h, w) for n in (h, w))
-    slope = torch.stack([x.expand(h, w), y[:, None].expand(h, w)])
+def _light(slope, size): return slanted(slope, size).clamp_min(0.1)
+
+def _slope(mean, rounds=30):
+    "How the light rises in the mean (C, H, W) of images -> (C, 2)."
+    size, seen = tuple(mean.shape[1:]), disc(tuple(mean.shape[1:])) > 0.5
+    rise = slanted(torch.eye(2), size) - 1  # to the right, and downwards
     light, a = torch.ones_like(mean), torch.zeros(len(mean), 2)
     for _ in range(rounds):
         ring = _rings(mean/light)
         for c in range(len(mean)):
             weight = 1/((mean[c] - ring[c]*light[c])[seen].abs() + 0.01)  # least absolute differences, nearly
-            B, left = (slope*ring[c])[:, seen], (mean[c] - ring[c])[seen]
+            B, left = (rise*ring[c])[:, seen], (mean[c] - ring[c])[seen]
             a[c] = torch.linalg.solve((B*weight) @ B.T + 1e-5*len(left)*torch.eye(2), (B*weight) @ left)
-            light[c] = (1 + torch.einsum("k,khw->hw", a[c], slope)).clamp_min(0.1)
-    return light
+        light = _light(a, size)
+    return a
 
 def _rings(v):
     "The median over each ring of a picture (C, H, W), everywhere on that ring."

@@ -117,6 +117,9 @@ def train(
     normalize: Annotated[str, _DATA(**_words("auto", "percentile", "dataset", "none"), help=
         "How deep pixels become light. auto: 8 bits stay as they are, deeper ones are stretched by percentiles of the "
         "set; percentile: each image by its own; dataset: from the darkest to the brightest; none: not at all.")] = "auto",
+    flat_field: Annotated[bool, _DATA("--flat-field", help=
+        "Regime optimized, a folder: find what stands still while the things turn. Light that falls from one side is "
+        "divided out, here and in later images; marks such as a scale bar are not looked at.")] = False,
     errors: Annotated[str, _DATA(**_words("raise", "skip"), help=
         "Files that cannot be read: raise, stop before anything is trained; skip, leave them out.")] = "raise",
     download: Annotated[bool, _DATA("--download", help="Download the data set if it is not there.")] = False,
@@ -233,6 +236,8 @@ def _train(o, run, resume):
     from avae.runs import best_epoch
     from avae.training import train
     options, o = o, SimpleNamespace(**o)
+    if o.flat_field and (o.regime != "optimized" or o.mask not in ("auto", "disc")):
+        raise ValueError("--flat-field needs --regime optimized, and chooses the mask itself: drop --mask")
     spaces = {k: v for k, v, none in [("angle", o.angle, 0), ("scale", o.scale, 1), ("shear", o.shear, 0),
                                       ("shift", o.shift, 0), ("flip", o.flip, False)]
               if v != none and o.regime != "upright"}
@@ -240,7 +245,7 @@ def _train(o, run, resume):
     data = _data(o)
     valid = min(1000, len(getattr(data, "images", data))//10) if o.valid is None else o.valid
     images, held_out = split_valid(data, valid, o.seed)
-    model, poses, why = _model(o, spaces, images)
+    model, poses, why = _model(o, spaces, images, getattr(data, "still", None))
     augment, main = poses if o.augment else None, os.environ.get("RANK", "0") == "0"
     watch = Watch(run, held_out if valid else images, augment, page=o.watch, first=why) if main else None
     keep = ("epochs batch_size lr schedule weight_decay clip kl_weight kl_warmup capacity free_bits guess patience seed "
@@ -257,6 +262,8 @@ def _data(o, split="train"):
     "A data set by its name, or a folder."
     from avae.data import DATASETS, ImageDir, load_dataset, mnist_sample
     from avae.files import full_name
+    flat_field = getattr(o, "flat_field", False)
+    if flat_field and o.data in ("sample", *DATASETS): raise ValueError(f"--flat-field is for a folder, not for {o.data}")
     if o.data == "sample": return mnist_sample(split, o.size)
     if o.data in DATASETS:
         try: return load_dataset(o.data, split, o.size, download=o.download)
@@ -266,10 +273,10 @@ def _data(o, split="train"):
                                     "to the folder that holds it") from e
     if not full_name(o.data):
         raise ValueError(f"--data must be sample, {', '.join(DATASETS)}, a folder or a file, got {o.data!r}")
-    return ImageDir(o.data, o.size, o.channels, o.fill, normalize=o.normalize, errors=o.errors)
+    return ImageDir(o.data, o.size, o.channels, o.fill, normalize=o.normalize, errors=o.errors, flat_field=flat_field)
 
-def _model(o, spaces, images):
-    "The model and the poses of a regime, and why it has its likelihood."
+def _model(o, spaces, images, still):
+    "The model and the poses of a regime, and what was found out about the images."
     from avae.affine import PoseSpace
     from avae.core import set_seed
     from avae.affine_vae import AffineVAE
@@ -282,7 +289,9 @@ def _model(o, spaces, images):
     likelihood, why = likelihood_for(images, o.likelihood)
     vae = VAE(o.latent, o.size, o.channels, o.arch, likelihood, None, o.classes, _numbers("--widths", o.widths), o.hidden)
     if o.regime != "optimized": return vae, poses, why
-    return AffineVAE(vae, poses, fill=o.fill, mask=None if o.mask == "none" else o.mask), poses, why
+    mask = None if o.mask == "none" else o.mask
+    if still is not None: mask, why = mask if still.mask.all() else still.mask, f"{why}\nflat field: {still}"
+    return AffineVAE(vae, poses, fill=o.fill, mask=mask), poses, why
 
 def _numbers(name, text):
     try: return tuple(int(v) for v in text.split(","))

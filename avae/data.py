@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+from .affine import flat_field
 from .core import check_images
 from .files import is_url, place_of
 from .formats import Intensity, find_files, is_table, measure_intensity, needs_range, printable
@@ -127,6 +129,7 @@ class ImageDir(Dataset):
         project: str | None = None,  # "max", "min" or "mean" over the slices of a stack; each is an item if None
         errors: str = "raise",  # files that cannot be read: "raise", or "skip" and list them in `skipped`; one that
         # turns out to be damaged when it is wanted is replaced by the next
+        flat_field: bool = False,  # find what stands still in all pictures, `still`, and divide uneven light out of them
     ):
         if errors not in ("raise", "skip"): raise ValueError(f'errors must be "raise" or "skip", got {errors!r}')
         normalize = Intensity(**normalize) if isinstance(normalize, dict) else normalize
@@ -147,7 +150,8 @@ class ImageDir(Dataset):
         self.classes = sorted({n[0] if n else "" for n in names})
         number = {c: i for i, c in enumerate(self.classes)}
         self.targets = [number[n[0] if n else ""] for n in names]
-        self.normalize = self._intensity(normalize, numbers)
+        self.normalize, self.still = self._intensity(normalize, numbers), None
+        if flat_field: self._even_out()
 
     def __len__(self): return len(self.items)
 
@@ -169,7 +173,15 @@ class ImageDir(Dataset):
     def _read(self, i):
         file, page = self.items[i]
         x = read_image(file, page, self.channels, self.fill, self.normalize, **self.how)
-        return on_canvas(x, self.size, self.fill)
+        return self.normalize.even(on_canvas(x, self.size, self.fill))
+
+    def _even_out(self, most=2000, least=50):
+        "Measure what stands still, on up to 2,000 pictures, evenly spread over the set."
+        n, self.normalize = len(self), self.normalize._replace(slope=None)
+        if n < least: raise ValueError(f"flat_field needs at least {least} pictures, better hundreds, got {n}")
+        some = tqdm([k*n//min(n, most) for k in range(min(n, most))], "what stands still", leave=False, delay=5, disable=None)
+        self.still = flat_field(torch.stack([self[i][0] for i in some]))
+        self.normalize = self.normalize._replace(slope=self.still.slope.tolist())
 
     def _folders(self):
         "The folders that each file lies in, seen from the root or the table; of an address none."

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from .affine import slanted
 from .decoders import PROJECTIONS, Page, full_range
 from .files import is_url, is_zarr, open_source, place_of, split_name
 
@@ -257,10 +258,12 @@ class Intensity(NamedTuple):
     "How the numbers of files become light in [0, 1]; call it with a `Page`."
     mode: str  # "auto", "percentile", "dataset" or "none"
     ranges: dict  # {kind of number: [what becomes 0, what becomes 1]}
+    slope: list | None = None  # C times [x, y], how the light of whole pictures rises, see `even`; it is even if None
 
     def config(self) -> dict:  # plain numbers: `Intensity(**config)` is the same again
         "What has to be saved."
-        return {"mode": self.mode, "ranges": {k: [float(v) for v in r] for k, r in self.ranges.items()}}
+        found = {"mode": self.mode, "ranges": {k: [float(v) for v in r] for k, r in self.ranges.items()}}
+        return found if self.slope is None else found | {"slope": [[float(v) for v in s] for s in self.slope]}
 
     def __call__(self, page: Page) -> np.ndarray:  # (H, W, C) float32 in [0, 1]
         "The light of a page. `ValueError` if there is no range for its kind of number."
@@ -270,6 +273,13 @@ class Intensity(NamedTuple):
             raise ValueError(f'normalize="none" takes floating-point pixels in [0, 1], got {least:.4g} to {most:.4g}')
         light = (page.values.astype(np.float64) - low) / (high - low)
         return light.clip(0, 1).astype(np.float32)
+
+    def __repr__(self): return f"Intensity({', '.join(f'{k}={v!r}' for k, v in self.config().items())})"
+
+    def even(self, x: Tensor) -> Tensor:  # (..., C, H, W) in [0, 1], whole pictures
+        "Pictures in even light."
+        if self.slope is None: return x
+        return (x/slanted(torch.tensor(self.slope), x.shape[-2:]).clamp_min(0.1).to(x)).clamp(0, 1)
 
     def _range(self, page):
         self.check(page.number)

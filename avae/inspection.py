@@ -72,7 +72,7 @@ def _what_stands(x):
             one, other = (x[..., part & half].flatten(1) for half in (side, ~side))
             apart = one.median(1).values - other.median(1).values if part is edge else one.mean(1) - other.mean(1)
             if apart.mean().abs() > 5*apart.std()/len(x)**0.5 + 1e-3: return still
-    return still._replace(light=torch.ones_like(still.light))
+    return still._replace(slope=torch.zeros_like(still.slope))
 
 def _read(bad, read, file, page, *args, **kwargs):
     "What a function reads, or None, with a note of the reason."
@@ -114,7 +114,7 @@ def _reason(e): return e.split("(", 1)[-1].rstrip(")") if "can be read (" in e e
 def _still_in_words(still):
     "What was measured, and what follows from it: the limit is that of the warning in `train`, `FlatField.noticeable`."
     if still is None: return "what stands still cannot be said of less than 50 pictures"
-    if still.noticeable: return f"{still}: train on `flat_field(x).correct(x)` with its mask, else poses may follow it"
+    if still.noticeable: return f"{still}: `--flat-field`, else poses may follow it"
     return "nothing stands still" if max(still.extent) < 0.005 else f"{still}: too little to lead poses astray"
 
 def train_command(
@@ -122,6 +122,7 @@ def train_command(
 ) -> str:
     "The command line that trains on such a folder."
     options = f"--data {shell_word(found.folder)} --size {found.side}" + " --channels 3"*found.coloured
+    if found.still is not None and found.still.noticeable: options += " --flat-field"
     return f"avae train {options} --regime optimized --no-augment" + " --errors skip"*bool(found.bad)
 
 def contact_sheet(

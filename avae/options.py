@@ -91,4 +91,4 @@ def check_frame(
     if isinstance(model.mask, Tensor): still = still._replace(mask=torch.ones_like(still.mask))  # a person has seen to it
     if still.noticeable:
         warnings.warn(f"something stands still in the frame while objects turn ({still}), and poses may follow it: see "
-                      f"flat_field. Pay no heed if the objects do not turn")
+                      f"flat_field, for a folder --flat-field. Pay no heed if the objects do not turn")

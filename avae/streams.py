@@ -232,4 +232,4 @@ class Stream(Dataset):
         file, page = place
         try: x = read_image(file, page, fill=self.fill, intensity=self.intensity, **self.how)
         except ValueError as e: return (0, 0), None, str(e)
-        return tuple(x.shape[-2:]), on_canvas(x, self.size, self.fill), None
+        return tuple(x.shape[-2:]), self.intensity.even(on_canvas(x, self.size, self.fill)), None

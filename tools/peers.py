@@ -219,10 +219,13 @@ def measure(encode, reconstruct, x, labels, upright, views, angle, classes):
     if found is None: return out
     twin = in_batches(encode, upright)[1]
     sign = max((1, -1), key=lambda s: (s*(found - twin) - angle).deg2rad().cos().mean())  # some count clockwise
-    error = angle_error(sign*(found - twin), angle)
+    estimate = sign*(found - twin)
+    error = angle_error(estimate, angle)
+    resultant = lambda degrees: torch.polar(torch.ones(len(degrees)), degrees.deg2rad()).mean().abs().item()
+    correlation = resultant(estimate - angle) - resultant(estimate + angle)  # of circular variables without a preferred direction
     shares = agreement((angle - sign*found)[:, None], PoseSpace(angle=180), classes)
     shares.pop("all")
-    return out | dict(median_error=error.median().item(), within_15=(error < 15).float().mean().item(),
+    return out | dict(circular_correlation=correlation, median_error=error.median().item(), within_15=(error < 15).float().mean().item(),
                       agreement=sum(shares.values())/len(shares))
 
 def one(model, data, latent, seed, seconds, out):
