@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .affine import FlatField, border, disc, estimate_background, flat_field
+from .affine import FlatField, along_border, border, disc, estimate_background, flat_field
 from .core import check_writable, shell_word, show_images
 from .data import on_canvas
 from .files import last_name
 from .formats import Intensity, find_files, measure_intensity, printable, read_headers, read_image, read_page, short_name
+from .options import hard_to_tell
 from .plots import save_figure
 
 # %% ../nbs/18_inspection.ipynb #b6fbcba9
@@ -33,6 +34,7 @@ class Findings(NamedTuple):
     names: list[str]  # (N,) files of the pictures that were looked at
     images: Tensor  # (N, C, size, size), the same on a canvas
     background: Tensor  # (N,) of them, in [0, 1]
+    two_colours: bool  # have most of them two colours or more along their border?
     light_on_dark: bool  # are the things lighter than their background?
     still: FlatField | None  # what stands still; None with less than 50 pictures
     side: int  # of the canvas that fits, in pixels
@@ -60,7 +62,8 @@ def inspect_folder(
     kinds = [Counter(v) for v in (((h.height, h.width) for _, h in good), (h.number for _, h in good),
                                   (h.axes for _, h in good if h.pages > 1))]
     named = [(short_name(f, root), e) for f, e in dict(bad).items()]
-    return Findings(root, len(files), len(items), named, *map(dict, kinds), coloured, intensity, [last_name(f) for f, _ in found], x, back.mean(1), bool(above > 0),
+    return Findings(root, len(files), len(items), named, *map(dict, kinds), coloured, intensity, [last_name(f) for f, _ in found], x, back.mean(1),
+                    hard_to_tell(along_border(x, round_mask)), bool(above > 0),
                     _what_stands(x) if len(x) >= 50 else None, side)
 
 def _what_stands(x):
@@ -103,7 +106,8 @@ def in_words(
              f"depth       {most(found.numbers, str)}; {found.intensity}",
              f"colour      {'yes' if found.coloured else 'no, grey'}",
              f"background  {middle:.0%} of the light" + (f", from {low:.0%} to {high:.0%}" if high - low > 0.05 else "") +
-             f"; the things are {'lighter' if found.light_on_dark else 'darker'}"]
+             f"; the things are {'lighter' if found.light_on_dark else 'darker'}" +
+             "; it is hard to tell, most have two colours or more along their border: see --fill"*found.two_colours]
     if found.axes: lines.append(f"pages       {most(found.axes, lambda a: 'x'.join(a))}: each is a picture of its own")
     lines.append(f"standing    {_still_in_words(found.still)}")
     lines += [f"unreadable  {len(found.bad):,}"] + [f"            {name}: {_reason(e)}" for name, e in found.bad[:5]]
@@ -114,7 +118,7 @@ def _reason(e): return e.split("(", 1)[-1].rstrip(")") if "can be read (" in e e
 def _still_in_words(still):
     "What was measured, and what follows from it: the limit is that of the warning in `train`, `FlatField.noticeable`."
     if still is None: return "what stands still cannot be said of less than 50 pictures"
-    if still.noticeable: return f"{still}: `--flat-field`, else poses may follow it"
+    if still.noticeable: return f"{still}; if the things come in all orientations: --flat-field, else poses may follow it"
     return "nothing stands still" if max(still.extent) < 0.005 else f"{still}: too little to lead poses astray"
 
 def train_command(
@@ -122,7 +126,6 @@ def train_command(
 ) -> str:
     "The command line that trains on such a folder."
     options = f"--data {shell_word(found.folder)} --size {found.side}" + " --channels 3"*found.coloured
-    if found.still is not None and found.still.noticeable: options += " --flat-field"
     return f"avae train {options} --regime optimized --no-augment" + " --errors skip"*bool(found.bad)
 
 def contact_sheet(
