@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODES', 'HALF', 'NAMES', 'IDENTITY', 'UNEVEN', 'resample', 'invert', 'warp', 'disc', 'border', 'along_border',
-           'estimate_background', 'Box', 'PoseSpace', 'random_views', 'register', 'FlatField', 'slanted', 'flat_field']
+           'estimate_background', 'Box', 'PoseSpace', 'random_views', 'register', 'FlatField', 'slanted',
+           'in_even_light', 'flat_field']
 
 # %% ../nbs/03_affine.ipynb #59f0a805
 import math
@@ -391,11 +392,11 @@ class FlatField(NamedTuple):
     @property
     def light(self) -> Tensor:  # (C, H, W), 1 in the middle
         "What images are to be divided by."
-        return _light(self.slope, tuple(self.mask.shape))
+        return slanted(self.slope, tuple(self.mask.shape))
 
     def correct(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W) in [0, 1]
         "Images in even light."
-        return (x/self.light.to(x)).clamp(0, 1)
+        return in_even_light(x, self.slope)
 
     @property
     def extent(self) -> tuple[float, float]:
@@ -414,10 +415,22 @@ class FlatField(NamedTuple):
 def slanted(
     slope: Tensor,  # (C, 2)
     size: tuple[int, int],  # (H, W)
-) -> Tensor:  # (C, H, W)
+) -> Tensor:  # (C, H, W), at least 0.1
     "Light that rises by `slope` from the middle, where it is 1, over half of the shorter side, to the right and downwards."
+    x, y = _from_middle(size)
+    return (1 + slope[:, 0, None, None]*x + slope[:, 1, None, None]*y).clamp_min(0.1)
+
+def _from_middle(size):
+    "How far each pixel lies to the right of the middle, and below it, in halves of the shorter side: (2, H, W)."
     y, x = ((2*torch.arange(n) - n + 1)/min(size) for n in size)
-    return 1 + slope[:, 0, None, None]*x + slope[:, 1, None, None]*y[:, None]
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+def in_even_light(
+    x: Tensor,  # (..., C, H, W) in [0, 1]
+    slope: Tensor,  # (C, 2), as for `slanted`
+) -> Tensor:  # as `x`, in [0, 1]
+    "Images without the light that falls from one side."
+    return (x/slanted(slope, tuple(x.shape[-2:])).to(x)).clamp(0, 1)
 
 @torch.no_grad()
 def flat_field(
@@ -427,28 +440,26 @@ def flat_field(
     mean, error, doubt = x.mean(0).cpu(), x.std(0).cpu()/len(x)**0.5, 0.0
     size = tuple(mean.shape[1:])
     slope, seen = _slope(mean), disc(size) > 0.5
-    light = _light(slope, size)
+    light = slanted(slope, size)
     if light[:, seen].std() > UNEVEN:  # how different would it be with other images?
-        parts = torch.stack([_light(_slope(p.mean(0).cpu(), 10), size)[:, seen] for p in x.chunk(8)])
+        parts = torch.stack([slanted(_slope(p.mean(0).cpu(), 10), size)[:, seen] for p in x.chunk(8)])
         doubt = (parts.var(0).mean()/len(parts)).sqrt().item() if len(parts) > 1 else math.inf
     flat = mean/light
     marks = ((flat - _rings(flat)).abs() > 6*error + 0.03).any(0) & seen
     return FlatField(slope, 1 - F.max_pool2d(marks[None].float(), 3, 1, 1)[0], doubt)
 
-def _light(slope, size): return slanted(slope, size).clamp_min(0.1)
-
 def _slope(mean, rounds=30):
     "How the light rises in the mean (C, H, W) of images -> (C, 2)."
-    size, seen = tuple(mean.shape[1:]), disc(tuple(mean.shape[1:])) > 0.5
-    rise = slanted(torch.eye(2), size) - 1  # to the right, and downwards
+    size = tuple(mean.shape[1:])
+    seen, away = disc(size) > 0.5, _from_middle(size)
     light, a = torch.ones_like(mean), torch.zeros(len(mean), 2)
     for _ in range(rounds):
         ring = _rings(mean/light)
         for c in range(len(mean)):
             weight = 1/((mean[c] - ring[c]*light[c])[seen].abs() + 0.01)  # least absolute differences, nearly
-            B, left = (rise*ring[c])[:, seen], (mean[c] - ring[c])[seen]
+            B, left = (away*ring[c])[:, seen], (mean[c] - ring[c])[seen]
             a[c] = torch.linalg.solve((B*weight) @ B.T + 1e-5*len(left)*torch.eye(2), (B*weight) @ left)
-        light = _light(a, size)
+        light = slanted(a, size)
     return a
 
 def _rings(v):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from .affine import slanted
+from .affine import in_even_light
 from .decoders import PROJECTIONS, Page, full_range
 from .files import is_url, is_zarr, open_source, place_of, split_name
 
@@ -278,8 +278,7 @@ class Intensity(NamedTuple):
 
     def even(self, x: Tensor) -> Tensor:  # (..., C, H, W) in [0, 1], whole pictures
         "Pictures in even light."
-        if self.slope is None: return x
-        return (x/slanted(torch.tensor(self.slope), x.shape[-2:]).clamp_min(0.1).to(x)).clamp(0, 1)
+        return x if self.slope is None else in_even_light(x, torch.tensor(self.slope))
 
     def _range(self, page):
         self.check(page.number)
