@@ -66,7 +66,7 @@ class AffineVAE(nn.Module, Pretrained):
         vae: nn.Module,  # `encode(x) -> (mu, logvar)` and `decode(z) -> images`; one that is compiled stays so
         poses: PoseSpace,  # the poses to expect
         search: Callable | None = None,  # `(energy, poses, x, budget, candidates, log_q)`; `multistart` if None
-        budget: int | None = None,  # passes per image; the search's own default if None
+        budget: int | None = None,  # passes per image; if None the search's own default, which is lower with a guess
         fill: float | Tensor | None = None,  # background of the images, a number or (C,); estimated from each if None
         likelihood=None,  # the VAE's own, or `Bernoulli()`, if None
         prior=None,  # on codes; the VAE's own, or `StandardNormal()`, if None
@@ -92,7 +92,7 @@ class AffineVAE(nn.Module, Pretrained):
         self.own_likelihood, self.own_prior = likelihood, prior  # those of the VAE stay there, and are saved with it
         self.register_buffer("own_mask", mask if isinstance(mask, Tensor) else None)
         self.frame = self._choose_frame(mask)
-        if not trust >= 0 or trust and guess is None:
+        if not 0 <= trust < float("inf") or trust and guess is None:
             raise ValueError(f"trust must be 0 or more, and 0 without a guess, got {trust}")
         self.guess, self.trust = self._check_guess(guess), trust
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
@@ -100,14 +100,16 @@ class AffineVAE(nn.Module, Pretrained):
     def _check_guess(self, guess):
         "A guess, if it has learned for these poses, this part of the image, and images of the size that the VAE takes."
         if guess is None: return None
+        if not callable(getattr(guess, "propose", None)):
+            raise TypeError(f"guess must be a Guess, as fit_guess makes it, got {type(guess).__name__}")
         if guess.poses != self.poses: raise ValueError(f"guess must be for {self.poses}, got one for {guess.poses}")
         shape = (guess.channels, *guess.size)
         own = (self.vae.channels, *self.vae.size) if isinstance(self.vae, VAE) else shape
         if shape != own: raise ValueError(f"guess must be for images (C, H, W)={own}, got one for {shape}")
         window = self.window(guess.window.new_zeros(1, *shape))
         if not torch.equal(torch.ones_like(guess.window) if window is None else window, guess.window):
-            raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, "
-                             "got one for another part")
+            raise ValueError(f"guess must have learned with the mask of the model, {_mask_told(self.mask)}, got one "
+                             f"for another part of the image, {guess.window.mean():.0%} of it")
         return guess.requires_grad_(False)
 
     @property
@@ -273,7 +275,7 @@ class AffineVAE(nn.Module, Pretrained):
         "Let the guess look at the images, if it is needed, and search with what is left of the budget."
         cost, guess = 0, self.guess
         if guess is not None and (candidates is None or self.trust):
-            budget = budget or default_budget(self.poses)
+            budget = budget or guess.passes + default_budget(self.poses, carried=True)  # it knows as much as a carried pose
             looks = guess.looks_within(budget) if self.trust else 1  # they make the guess surer, not the search
             cost = looks*guess.passes
             least = cost + 2 + (not energy.keep)

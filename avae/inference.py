@@ -16,7 +16,7 @@ from .affine import PoseSpace
 from .core import check_images, evaluating, even_noise
 from .affine_vae import AffineVAE, PoseEnergy
 from .models import PaperLoss, StandardNormal, full_precision
-from .optimizers import SearchResult
+from .optimizers import SearchResult, default_budget
 
 # %% ../nbs/08_inference.ipynb #1e7be711
 class Posterior(NamedTuple):
@@ -87,6 +87,7 @@ def posterior(
     return Posterior(*(torch.cat(v) for v in zip(*out)))
 
 def _posterior(avae, x, labels, budget, draws, modes, seed):
+    if avae.guess is not None: budget = budget or avae.budget or default_budget(avae.poses)  # all modes are wanted
     poses, energy, found = avae.poses, PoseEnergy(avae, labels=labels), avae.search(x, budget, labels=labels)
     if not found.energy.isfinite().all():
         raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")
