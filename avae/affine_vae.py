@@ -9,6 +9,7 @@ __all__ = ['SEARCHES', 'AffineVAEOutput', 'AffineVAE', 'PoseEnergy']
 import inspect
 from contextlib import nullcontext
 from importlib import import_module
+from numbers import Integral
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class AffineVAE(nn.Module, Pretrained):
         if fill is not None and not ((torch.as_tensor(fill) >= 0) & (torch.as_tensor(fill) <= 1)).all():
             raise ValueError(f"fill must lie in [0, 1], got {fill}")
         if chunk < 1: raise ValueError(f"chunk must be at least 1, got {chunk}")
-        self.vae, self.poses, self.pose_search, self.budget = vae, poses, search or optimizer or multistart, budget
+        self.vae, self.poses, self.pose_search, self.budget = vae, poses, search or optimizer or multistart, _passes(budget)
         self.fill, self.pose_prior, self.chunk = fill, pose_prior, chunk
         self.intensity = Intensity(**intensity) if isinstance(intensity, dict) else intensity
         self.own_likelihood, self.own_prior = likelihood, prior  # those of the VAE stay there, and are saved with it
@@ -269,11 +270,11 @@ class AffineVAE(nn.Module, Pretrained):
     ) -> SearchResult:
         "Find the pose of each image, in eval mode; nothing is learned."
         energy = PoseEnergy(self, context, labels=self._check_labels(labels, x))
-        with evaluating(self): return self._search(energy, x, budget or self.budget, candidates, log_q)
+        with evaluating(self): return self._search(energy, x, budget, candidates, log_q)
 
     def _search(self, energy, x, budget, candidates=None, log_q=None):
         "Let the guess look at the images, if it is needed, and search with what is left of the budget."
-        cost, guess = 0, self.guess
+        budget, cost, guess = _passes(self.budget if budget is None else budget), 0, self.guess
         if guess is not None and (candidates is None or self.trust):
             budget = budget or guess.passes + default_budget(self.poses, carried=True)  # it knows as much as a carried pose
             looks = guess.looks_within(budget) if self.trust else 1  # they make the guess surer, not the search
@@ -345,7 +346,7 @@ class AffineVAE(nn.Module, Pretrained):
         if len(x): self.check_module(x[:1].nan_to_num())
         parts, labels = x.split(self.chunk), self._check_labels(labels, x)
         told = [None]*len(parts) if labels is None else labels.split(self.chunk)
-        if pose is None: outs = [self._find(b, budget or self.budget, y) for b, y in zip(parts, told)]
+        if pose is None: outs = [self._find(b, budget, y) for b, y in zip(parts, told)]
         else:
             pose = self._check_pose(pose, len(x)).to(x)
             outs = [self.explain(b, p, labels=y) for b, p, y in zip(parts, pose.split(self.chunk), told)]
@@ -396,6 +397,11 @@ class AffineVAE(nn.Module, Pretrained):
         if guess: model.guess = make_part(guess, "guess").requires_grad_(False)  # its mask comes later, with the tensors
         model.trust = trust
         return model.train(model.vae.training)
+
+def _passes(budget):
+    "A number of passes, or None."
+    if budget is None or isinstance(budget, Integral) and budget > 0: return budget
+    raise ValueError(f"budget must be a whole number of passes, at least 1, or None, got {budget!r}")
 
 def _part_of(vae, name, method):
     "The likelihood or prior of a VAE, if it has one."

@@ -87,7 +87,7 @@ def posterior(
     return Posterior(*(torch.cat(v) for v in zip(*out)))
 
 def _posterior(avae, x, labels, budget, draws, modes, seed):
-    if avae.guess is not None: budget = budget or avae.budget or default_budget(avae.poses)  # all modes are wanted
+    if budget is None and avae.guess is not None: budget = avae.budget or default_budget(avae.poses)  # all modes are wanted
     poses, energy, found = avae.poses, PoseEnergy(avae, labels=labels), avae.search(x, budget, labels=labels)
     if not found.energy.isfinite().all():
         raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")

@@ -20,7 +20,7 @@ from .affine import PoseSpace, warp
 from .affine_vae import AffineVAE
 from .core import evaluating
 from .data import Images, Indexed, batches, intensity_of, labels_of
-from .guess import LEAST, fit_guess
+from .guess import LEAST_IMAGES, fit_guess
 from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, candidates, centred, pose_histograms,
                          pose_leakage, pose_report, pose_warning, tally)
 from .models import VAE, KLSchedule, name_of
@@ -361,7 +361,7 @@ def train(
     if resume and run is None: raise ValueError("resume needs the folder of a run")
     processes = Processes(device, mixed_precision)
     trainer = _Trainer(model, data, valid, augment, SimpleNamespace(**options), processes, workers)
-    if guess and len(trainer.data) < LEAST: raise ValueError(f"guess=True needs at least {LEAST} images, got {len(trainer.data)}")
+    if guess and len(trainer.data) < LEAST_IMAGES: raise ValueError(f"guess=True needs at least {LEAST_IMAGES} images, got {len(trainer.data)}")
     settings = _settings(trainer, options | {"augment": repr(augment)}, extra or {})
     if processes.count > 1 and processes.main:
         print(f"{processes.count} processes on {processes.device.type}, {batch_size} images a step", flush=True)
