@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from . import __version__
 from .core import atomic_write, check_images, evaluating, renamed, write_json
 from .data import Images, Indexed
 from .nets import ARCHS
@@ -203,6 +202,7 @@ class Pretrained(ModelHubMixin):
         **to_hub,  # for `push_to_hub`
     ):
         "Write `config.json`, `model.safetensors` and a model card; `OSError` if that is not possible."
+        from avae import __version__
         folder, record = Path(save_directory), {"model": name_of(type(self), MODELS), "avae": __version__, **self.config()}
         data = save({k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}, {"format": "pt"})
         with atomic_write(folder/"model.safetensors") as tmp: tmp.write_bytes(data)
