@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .affine import PoseSpace
-from .affine_vae import AffineVAE
+from .affine_vae import AffineVAE, _passes
 from .cluster import run_on_ray
 from .core import atomic_write, default_device, write_json
 from .data import batches, end_with_parent, enough_shared_memory
@@ -313,7 +313,7 @@ def as_affine(
         warnings.warn(f"a {type(model).__name__} knows no poses: all angles are searched", stacklevel=3)
         model = AffineVAE(model, PoseSpace(angle=180))
     model = copy.copy(model)
-    if budget: model.budget = budget
+    if budget is not None: model.budget = _passes(budget)
     return model.eval()
 
 def _canvas(model):

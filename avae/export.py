@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .affine_vae import AffineVAE, AffineVAEOutput
+from .affine_vae import AffineVAE, AffineVAEOutput, _passes
 from .canonicalize import as_affine, explain_images
 from .core import atomic_write, check_images, default_device, evaluating
 from .optimizers import multistart, scan
@@ -74,7 +74,7 @@ class FixedSearch(nn.Module):
             raise ValueError("model must have no guess, which decides by what it sees: set guess=None")
         if len(model.poses) > 1 or any(model.poses.discrete) or model.pose_search not in (multistart, scan):
             raise ValueError(f"model must search one continuous parameter by multistart or scan, got {model.poses}")
-        self.model, self.budget = model.eval(), budget or model.budget
+        self.model, self.budget = model.eval(), _passes(model.budget if budget is None else budget)
 
     def forward(self, x: Tensor) -> AffineVAEOutput:  # (N, C, H, W) in [0, 1]
         "Find the pose of each image and explain it."
