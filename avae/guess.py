@@ -249,8 +249,9 @@ def fit_guess(
     """Learn to guess poses that are known, because they were applied. `ValueError` for too few images, or for images
     or poses of another shape than the model's, and if the file is of another call."""
     if not hasattr(avae, "poses"): raise TypeError(f"avae must be an AffineVAE, got {type(avae).__name__}")
-    for name, v in dict(epochs=epochs, batch=batch).items():
+    for name, v in dict(epochs=epochs, batch=batch, passes=1 if passes is None else passes).items():
         if not (isinstance(v, int) and v > 0): raise ValueError(f"{name} must be a whole number above 0, got {v}")
+    if minutes is not None and not minutes > 0: raise ValueError(f"minutes must be above 0, or None, got {minutes}")
     home = next(avae.parameters()).device
     device = torch.device(device or home)
     teacher = copy.deepcopy(avae).to(device).eval() if device != home else avae

@@ -100,8 +100,7 @@ def _posterior(avae, x, labels, budget, draws, modes, seed):
     log_w = target - log_q.logsumexp(-1)
     evidence, log_w = log_w.logsumexp(1) - math.log(draws), log_w.log_softmax(1)
     mean = lambda v: (log_w.exp()*torch.where(log_w > -math.inf, v, 0)).sum(1)
-    density, identity = target - evidence[:, None], poses.identity(len(x)).to(x)[:, None]
-    as_it_is = energy(x, identity)[:, 0] + (0 if avae.pose_prior is None else avae.pose_prior(identity)[:, 0])
+    density, as_it_is = target - evidence[:, None], avae.explain(x, poses.identity(len(x)).to(x), labels=labels).loss
     return (*_modes(poses, u, log_w.exp(), middle, log_mass), evidence, -mean(density), mean(density - prior),
             evidence + as_it_is, pose, log_w, found.passes + spent + draws + 1)
 

@@ -104,12 +104,13 @@ def plot_traversal(
     n: int = 9,  # images in a row
     most: float = 3.0,  # that the latent is set to, and from minus that
 ):  # the figure
-    "One image, with one latent of its code after the other set to other values."
+    "One image, with one latent of its code after the other set to other values. `ValueError` if there is no such latent."
     vae, at = getattr(model, "vae", model), torch.linspace(-most, most, n)
     with evaluating(model):
         mu = model(x.to(next(vae.parameters()).device)).mu[:1]
-        rows = {}
-        for i in range(min(mu.shape[1], 10)) if latents is None else latents:
+        rows, latents = {}, range(min(mu.shape[1], 10)) if latents is None else latents
+        if not all(0 <= i < mu.shape[1] for i in latents): raise ValueError(f"latents must be numbers from 0 to {mu.shape[1] - 1}, got {latents}")
+        for i in latents:
             z = mu.repeat(n, 1)
             z[:, i] = at.to(mu)
             rows[f"latent {i}: {mu[0, i]:.1f}"] = vae.decode(z)
