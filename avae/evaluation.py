@@ -15,7 +15,7 @@ from .affine import random_views, warp
 from .core import evaluating
 from .affine_vae import AffineVAE
 from .inference import elbo
-from .memory import pose_leakage
+from .memory import leakage_words, pose_leakage
 from .models import PaperLoss
 from .optimizers import scan
 
@@ -139,13 +139,7 @@ def format_report(
         f"Angle found: median error {report['angle_error_median']:.1f} degrees, "
         f"{report['angle_within_15']:.0%} within 15,",
         "compared with where the upright twin is put (0, 1 and 8 modulo half a turn).",
-        *_leakage(report["pose_leakage"])])
-
-def _leakage(r):
-    "One line, if it was measured."
-    if r is None: return []
-    told, chance = max(r["linear"], r["neighbours"], 0), max(r["chance"], 0)
-    return [f"Told from the code, of the variance of the angle found: {told:.0%} (chance: up to {chance:.0%})."]
+        *(f"Told from the code, of the variance of the angle found: {leakage_words(r)}." for r in [report["pose_leakage"]] if r)])
 
 # %% ../nbs/13_evaluation.ipynb #a8eec8f7
 @torch.no_grad()

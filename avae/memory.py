@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PoseMemory', 'candidates', 'centred', 'SearchSchedule', 'pose_histograms', 'agreement', 'tally', 'pose_report',
-           'pose_warning', 'pose_leakage', 'aligned_in_pairs']
+           'pose_warning', 'pose_leakage', 'leakage_words', 'aligned_in_pairs']
 
 # %% ../nbs/09_memory.ipynb #b90003
 import math
@@ -201,6 +201,12 @@ def pose_leakage(
     told = lambda guess: torch.where(spread > 1e-9, 1 - (y - guess).abs().square().sum(0)/spread, 0)
     both = torch.stack([told(linear), told(near)]).view(2, 1 + shuffles, -1).amax(2)
     return {"linear": both[0, 0].item(), "neighbours": both[1, 0].item(), "chance": both[:, 1:].max().item()}
+
+def leakage_words(
+    r: dict[str, float],  # as `pose_leakage` gives it
+) -> str:
+    "The better probe, beside chance, in a few words."
+    return f"{max(r['linear'], r['neighbours'], 0):.0%} (chance: up to {max(r['chance'], 0):.0%})"
 
 def _as_complex(poses, pose):
     "Columns (N, K) of complex numbers: of what is periodic its direction, once and doubled; all else as it lies in its range."

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .affine import PoseSpace, estimate_background, random_views
 from .core import atomic_write, evaluating
 from .data import Indexed
+from .memory import leakage_words
 from .plots import COLORS, manifold, plot_rows, save_figure
 from .runs import Epoch
 
@@ -28,7 +29,7 @@ def pose_words(
     elif row["changed"] is not None: told.append(f"{row['changed']:.0%} of the images changed in this epoch")
     if augmented and row["agreement"]: told.append(f"{row['agreement']['all']:.0%} lie within 15° of one angle")
     if "angle" in row and row["searched"] >= 100: told.append(f"the angles found {_crowd(row['crowding'])}")
-    if r := row.get("leakage"): told.append(f"codes tell {max(r['linear'], r['neighbours'], 0):.0%} of the pose (chance: up to {max(r['chance'], 0):.0%})")
+    if r := row.get("leakage"): told.append(f"of the variance of the pose, codes tell {leakage_words(r)}")
     return "poses: " + ("; ".join(told) or "none is known yet")
 
 def _crowd(v):
