@@ -346,12 +346,12 @@ def _search_nd(energy, poses, x, spend, known, seed, guided=False, steps=20):
     passes = tried.shape[1] + 3*points.shape[1]
     return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), passes)
 
-def _register_best(energy, x, pose, spend, coarse=(4, 2, 2)):
+def _register_best(energy, x, pose, spend, keep=0.45, coarse=(4, 2, 2)):
     "Evaluate poses (N, S, D) and spend further passes on better ones: from the best of them, and so on -> all, energies."
     tried, values, rounds = [], [], iter(coarse)
     while pose.shape[1]:
         energies, better = energy.align(x, pose, next(rounds, 1))
         tried, values = [*tried, pose], [*values, energies]
-        pose = _pick(energies, math.ceil(0.45*spend), better)
+        pose = _pick(energies, math.ceil(keep*spend), better)
         spend -= pose.shape[1]
     return torch.cat(tried, 1), torch.cat(values, 1)
