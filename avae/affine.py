@@ -351,9 +351,10 @@ def register(
     coarse: int = 2,  # side of the squares of pixels that are averaged first
     steps: int = 4,
     radius: float = 0.12,  # longest step, in the unit cube
-) -> Tensor:  # (N, D), within the bounds
-    "The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference."
-    if not len(x): return pose
+) -> tuple[Tensor, Tensor]:  # poses (N, D), within the bounds, and curvatures (N, D, D) at `pose`, in the unit cube
+    """The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference. Its curvature
+    is that of Gauss and Newton, too: J'J, where J says how `y` changes with the pose."""
+    if not len(x): return pose, x.new_zeros(0, len(poses), len(poses))
     size, d, h = tuple(x.shape[-2:]), len(poses), 0.004  # of the unit cube, for differences
     mask = (x.new_ones(size) if mask is None else mask).expand(1 if mask is None or mask.dim() == 2 else len(x), *x.shape[1:])
     if min(size) >= 8*coarse: x, y, mask = (F.avg_pool2d(v, coarse, ceil_mode=True) for v in (x, y, mask))
@@ -363,13 +364,13 @@ def register(
         return resample(y, back, fill, "bilinear", reach).flatten(1)
     cost = lambda v: ((x.flatten(1) - v)**2*weight).sum(1)
     u = poses.to_unit(pose)
-    now, damping = put(y, u), x.new_full((len(x), 1), 0.1)
+    now, damping, curvature = put(y, u), x.new_full((len(x), 1), 0.1), None
     for _ in range(steps):
         near = (u[:, None] + h*torch.eye(d).to(u)).flatten(0, 1)
         J = (put(y.repeat_interleave(d, 0), near).view(len(x), d, -1) - now[:, None])/h
         weighted = J*weight[:, None]
         A, g = weighted @ J.mT, weighted @ (x.flatten(1) - now)[..., None]
-        scale = A.diagonal(dim1=1, dim2=2)
+        scale, curvature = A.diagonal(dim1=1, dim2=2), A if curvature is None else curvature
         A = A + torch.diag_embed(scale*damping + 1e-3*scale.mean(1, keepdim=True) + 1e-6)
         step = torch.linalg.solve_ex(A, g).result[..., 0]
         step = step*(radius/step.norm(dim=1, keepdim=True).clamp_min(1e-9)).clamp(max=1)
@@ -378,7 +379,7 @@ def register(
         better = (cost(then) < cost(now))[:, None]
         damping = torch.where(better, 0.3*damping, 5*damping)
         u, now = torch.where(better, new, u), torch.where(better, then, now)
-    return poses.from_unit(u)
+    return poses.from_unit(u), curvature
 
 # %% ../nbs/03_affine.ipynb #84067297
 UNEVEN = 0.03  # standard deviation of the light, from which on poses may follow it

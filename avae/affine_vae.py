@@ -447,8 +447,9 @@ class PoseEnergy:
         pose: Tensor,  # (N, S, D)
         coarse: int = 2,  # as for `register`
         steps: int = 4,
-    ) -> tuple[Tensor, Tensor]:  # energies (N, S) of these poses, and better ones (N, S, D) to try next
-        "The energy, and the pose under which what was decoded is most like the image: one pass, and some warps."
+    ) -> tuple[Tensor, Tensor, Tensor]:  # energies (N, S) of these poses, better ones (N, S, D), curvatures (N, S, D, D)
+        """The energy, the pose to try next, under which what was decoded is most like the image, and, in the unit cube, how
+        curved their squared difference is: one pass, and some warps."""
         model, background, values, better = self.model, self.model.background(x), [], []
         mask, = model._counted(x) or (None,)
         each, beyond = mask is not None and mask.dim() == 4, model._beyond(x)
@@ -457,7 +458,8 @@ class PoseEnergy:
             values.append(energy)
             counts = mask[rows] if each else mask
             better.append(register(decoded, x[rows].nan_to_num(), model.poses, some, counts, **beyond, coarse=coarse, steps=steps))
-        return torch.cat(values).view(pose.shape[:2]), torch.cat(better).view_as(pose)
+        moved, curvature = (torch.cat(v) for v in zip(*better))
+        return torch.cat(values).view(pose.shape[:2]), moved.view_as(pose), curvature.view(*pose.shape, pose.shape[-1])
 
     def width(self, pose: Tensor) -> Tensor | None:  # (N, S, D) -> (N, S, D) in the unit cube
         "How far off a guess at each pose may be, if there is one."

@@ -56,9 +56,9 @@ def _candidates(poses, x, candidates, log_q, most):
 APART = 1e-5  # in the unit cube: what is closer is the same pose
 
 def _pick(energies, k, pose):
-    "Of poses (N, S, D) the k of least energy."
+    "Of poses (N, S, D), or what belongs to them (N, S, ...), the k of least energy."
     best = energies.nan_to_num(nan=math.inf).topk(min(k, energies.shape[1]), dim=1, largest=False).indices
-    return pose.gather(1, best[..., None].expand(-1, -1, pose.shape[-1]))
+    return torch.take_along_dim(pose, best[(...,) + (None,)*(pose.dim() - 2)], 1)
 
 def _within(poses, u):
     "Points of the unit cube, stopped at the bounds; what is periodic has none."
@@ -209,13 +209,13 @@ def quasi_newton(
     u: Tensor,  # (N, S, D) starts in the unit cube
     steps: int,  # gradients from each start, at least 1; three passes each
     radius: float = 0.05,  # longest first step, in the unit cube
-    width: Tensor | None = None,  # (N, S, D), how far each parameter may be off; all alike if None
+    curvature: Tensor | None = None,  # (N, S, D, D), what is known of that at the starts, up to a factor
 ) -> tuple[Tensor, Tensor]:  # points (N, S*steps, D) in the unit cube and their energies (N, S*steps)
     "BFGS within a trust region (Nocedal and Wright, 2006, chapter 6), for every start of every image on its own."
     u = _within(poses, u)
     f, g = value_and_grad(energy, poses, x, u)
     radius = torch.full_like(f, radius)[..., None]
-    H = torch.diag_embed(torch.ones_like(u) if width is None else width.clamp_min(1e-3)**2)
+    H = torch.eye(u.shape[-1]).to(u).expand(*u.shape, -1) if curvature is None else _inverse(curvature)
     H = H*(radius/_downhill(poses, H, u, g).norm(dim=-1, keepdim=True).clamp_min(1e-9))[..., None]
     points, values = [u], [f]
     for _ in range(steps - 1):
@@ -230,6 +230,11 @@ def quasi_newton(
         u, g = torch.where(better, new, u), torch.where(better, g_new, g)
         f = torch.where(better[..., 0], f_new, f)
     return torch.cat(points, 1), torch.cat(values, 1)
+
+def _inverse(A, damping=0.03):
+    "The inverse of curvatures (..., D, D), damped for what hardly changes anything."
+    scale = A.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(A.shape[:-1])
+    return torch.linalg.inv_ex(A + torch.diag_embed(damping*scale + 1e-6)).inverse
 
 def _downhill(poses, H, u, g):
     "The step -H g among the parameters that are free: not those at a bound that downhill lies beyond."
@@ -334,24 +339,24 @@ def _search_nd(energy, poses, x, spend, known, seed, guided=False, steps=20):
     around = 0 if guided else round((0.4 if hasattr(energy, "align") else 0.3)*left)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), known], 1)
-    share = 0.6 if not guided else 0.5 if spend > 24 else 1  # of what is left, for registration; it is good at few passes
-    if hasattr(energy, "align"): tried, energies = _register_best(energy, x, tried, round(share*(left - around)))
-    else: energies = energy(x, tried)
+    share = 0.6 if not guided else 0.25 if spend > 24 else 1  # of what is left, for registration; it is good at few passes
+    if hasattr(energy, "align"): tried, energies, curvature = _register_best(energy, x, tried, round(share*(left - around)))
+    else: energies, curvature = energy(x, tried), None
     down = (spend - tried.shape[1])//3  # gradients
     if down < 1: return best_of(tried, energies, tried.shape[1])
     starts = max(1, round(down/steps))
     u = poses.to_unit(_pick(energies, starts, tried))
-    width = _width(energy, poses.from_unit(u)) if guided else None
-    points, values = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)), width=width)
+    if curvature is not None: curvature = _pick(energies, starts, curvature)
+    points, values = quasi_newton(energy, poses, x, u, max(1, min(steps, down//starts)), curvature=curvature)
     passes = tried.shape[1] + 3*points.shape[1]
     return best_of(torch.cat([tried, poses.from_unit(points)], 1), torch.cat([energies, values], 1), passes)
 
 def _register_best(energy, x, pose, spend, keep=0.45, coarse=(4, 2, 2)):
     "Evaluate poses (N, S, D) and spend further passes on better ones: from the best of them, and so on -> all, energies."
-    tried, values, rounds = [], [], iter(coarse)
+    found, rounds = [], iter(coarse)
     while pose.shape[1]:
-        energies, better = energy.align(x, pose, next(rounds, 1))
-        tried, values = [*tried, pose], [*values, energies]
+        energies, better, curvature = energy.align(x, pose, next(rounds, 1))
+        found.append((pose, energies, curvature))
         pose = _pick(energies, math.ceil(keep*spend), better)
         spend -= pose.shape[1]
-    return torch.cat(tried, 1), torch.cat(values, 1)
+    return [torch.cat(v, 1) for v in zip(*found)]

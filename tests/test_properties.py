@@ -249,7 +249,7 @@ def test_the_disc_is_round(size):
 def test_registration_never_leads_astray(space, c, size, seed):
     y, start = images(3, c, size, seed), poses_of(space, 3, seed)
     x = warp(y, space.mat(poses_of(space, 3, seed + 1), size), None)
-    found = register(y, x, space, start, coarse=1)
+    found, _ = register(y, x, space, start, coarse=1)
     off = lambda p: (resample(y, torch.linalg.inv(space.mat(p, size)), None) - x).square().flatten(1).sum(1)
     assert (off(found) <= off(start) + 1e-4).all() and space.log_prob(found).isfinite().all()
 
