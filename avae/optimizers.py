@@ -339,7 +339,7 @@ def _search_nd(energy, poses, x, spend, known, seed, guided=False, steps=20):
     around = 0 if guided else round((0.4 if hasattr(energy, "align") else 0.3)*left)
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), known], 1)
-    share = 0.6 if not guided else 0.25 if spend > 24 else 1  # of what is left, for registration; it is good at few passes
+    share = 0.6 if not guided else 0.35 if spend > 24 else 1  # of what is left, for registration; it is good at few passes
     if hasattr(energy, "align"): tried, energies, curvature = _register_best(energy, x, tried, round(share*(left - around)))
     else: energies, curvature = energy(x, tried), None
     down = (spend - tried.shape[1])//3  # gradients
