@@ -336,7 +336,7 @@ def _width(energy, pose, least=1/120, most=1/40):
 def _search_nd(energy, poses, x, spend, known, seed, guided=False, steps=20):
     "Spend at most so many passes on the identity, on Sobol points, and on the ways down from the best."
     left = spend - 1 - known.shape[1]  # beside the identity and the candidates
-    around = 0 if guided else round((0.4 if hasattr(energy, "align") else 0.3)*left)
+    around = 0 if guided else round((0.2 if known.shape[1] else 0.4 if hasattr(energy, "align") else 0.3)*left)  # less where something is known
     look = torch.cat([poses.identity(), poses.sobol(around, seed)] if around else [poses.identity()]).to(x)
     tried = torch.cat([look.expand(len(x), -1, -1), known], 1)
     share = 0.6 if not guided else 0.35 if spend > 24 else 1  # of what is left, for registration; it is good at few passes
