@@ -352,8 +352,7 @@ def register(
     steps: int = 4,
     radius: float = 0.12,  # longest step, in the unit cube
 ) -> tuple[Tensor, Tensor]:  # poses (N, D), within the bounds, and curvatures (N, D, D) at `pose`, in the unit cube
-    """The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference. Its curvature
-    is that of Gauss and Newton, too: J'J, where J says how `y` changes with the pose."""
+    "The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference, and its curvature J'J."
     if not len(x): return pose, x.new_zeros(0, len(poses), len(poses))
     size, d, h = tuple(x.shape[-2:]), len(poses), 0.004  # of the unit cube, for differences
     mask = (x.new_ones(size) if mask is None else mask).expand(1 if mask is None or mask.dim() == 2 else len(x), *x.shape[1:])

@@ -448,8 +448,7 @@ class PoseEnergy:
         coarse: int = 2,  # as for `register`
         steps: int = 4,
     ) -> tuple[Tensor, Tensor, Tensor]:  # energies (N, S) of these poses, better ones (N, S, D), curvatures (N, S, D, D)
-        """The energy, the pose to try next, under which what was decoded is most like the image, and, in the unit cube, how
-        curved their squared difference is: one pass, and some warps."""
+        "Energies, and the poses and curvatures that `register` finds for what was decoded: one pass, and some warps."
         model, background, values, better = self.model, self.model.background(x), [], []
         mask, = model._counted(x) or (None,)
         each, beyond = mask is not None and mask.dim() == 4, model._beyond(x)
