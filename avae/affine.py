@@ -349,7 +349,7 @@ def register(
     fill: float | None = None,  # beyond the canvas of `y`, as for `resample`
     reach: float | None = None,  # as for `resample`
     coarse: int = 2,  # side of the squares of pixels that are averaged first
-    steps: int = 4,
+    steps: int = 4,  # at least 1
     radius: float = 0.12,  # longest step, in the unit cube
 ) -> tuple[Tensor, Tensor]:  # poses (N, D), within the bounds, and curvatures (N, D, D) at `pose`, in the unit cube
     "The pose near `pose` under which `y` looks most like `x`: Gauss-Newton steps on the squared difference, and its curvature J'J."
