@@ -95,8 +95,12 @@ class AffineVAE(nn.Module, Pretrained):
         self.frame = self._choose_frame(mask)
         if not 0 <= trust < float("inf") or trust and guess is None:
             raise ValueError(f"trust must be 0 or more, and 0 without a guess, got {trust}")
-        self.guess, self.trust = self._check_guess(guess), trust
+        self.guess, self.trust = guess, trust
         self.train(vae.training)  # around a model in eval mode it is in eval mode, too
+
+    def __setattr__(self, name, value):
+        "A guess must fit, also one that is set later."
+        super().__setattr__(name, self._check_guess(value) if name == "guess" else value)
 
     def _check_guess(self, guess):
         "A guess, if it has learned for these poses, this part of the image, and images of the size that the VAE takes."
@@ -394,7 +398,7 @@ class AffineVAE(nn.Module, Pretrained):
         vae = vae or VAE.from_config({k: v for k, v in inner.items() if k != "model"})
         mask = torch.ones(mask) if isinstance(mask, list) else mask
         model = cls(vae, PoseSpace(**poses), **{"search": SEARCHES.get(search)} | rest | parts | {"mask": mask} | given)
-        if guess: model.guess = make_part(guess, "guess").requires_grad_(False)  # its mask comes later, with the tensors
+        if guess: nn.Module.__setattr__(model, "guess", make_part(guess, "guess").requires_grad_(False))  # its mask comes later
         model.trust = trust
         return model.train(model.vae.training)
 
