@@ -244,7 +244,7 @@ def load_pretrained(
 ) -> nn.Module:  # a `VAE` or an `AffineVAE`, in eval mode, on the CPU
     """A saved model. With this package come VAEs with 8 latents, trained on MNIST's train split: "mnist-l8" on upright
     digits, "mnist-l8-random" at random angles, "mnist-l8-optimized" at random angles with the pose of each optimised
-    before each step (use it within an `AffineVAE`); "mnist-l8-paper..." are the same in the architecture of 2019.
+    in training (use it within an `AffineVAE`); "mnist-l8-paper..." are the same in the architecture of 2019.
     "mnist-l8-rotation" and "mnist-l8-affine" are an `AffineVAE` around "mnist-l8" with a `Guess`: for any angle; and for
     any angle, both scales up to 1.8 and a shear up to 0.5.
     `FileNotFoundError` if there is none of that name, `ValueError` if it is damaged or needs parts to be given."""

@@ -4,9 +4,10 @@
     python tools/peers.py --data DATA
 
 Makes an environment of its own for the others (`runs/beside_others/env`), runs each of `PLAN` in a process of its own,
-and gathers the numbers in `nbs/results/beside_others.json`, which `46_beside_others` shows. It takes some ten hours of one
-core and goes on with the same command, from the results file, too; `--cores` runs several at a time. DATA holds MNIST and Fashion-MNIST, as
-torchvision lays them out.
+and gathers the numbers in `nbs/results/beside_others.json`, which `46_beside_others` shows. What the results
+file holds is not run again, unless `--fresh` says so: all of it takes some fourteen hours of one core, goes on with the
+same command, without `--fresh`, and `--cores` runs several at a time. DATA holds MNIST and Fashion-MNIST, as torchvision
+lays them out.
 """
 import argparse, json, math, os, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ N, OTHERS, SIZE = 10_000, 2_000, 40
 PLAN = [(m, d, 2, 0, SHORT) for d in SETS for m in MODELS]
 PLAN += [(m, d, 2, s, SHORT) for s in (1, 2) for d in SETS for m in MODELS]
 PLAN += [(m, "mnist", 2, 0, LONG) for m in ("pyroved", "atomai", "equiadapt", "avae", "augmented", "pythae")]
+PLAN += [(m, "mnist", 2, s, LONG) for s in (1, 2) for m in ("pyroved", "atomai", "avae", "equiadapt")]
 PLAN += [(m, d, 8, s, SHORT) for s in range(3) for d in SETS for m in MODELS]
 
 class Over(Exception):
@@ -277,9 +279,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--data", type=Path, default=os.environ.get("AVAE_DATA"), help="folder of the data sets; AVAE_DATA if not given")
     p.add_argument("--cores", type=int, default=1, help="runs at a time")
+    p.add_argument("--fresh", action="store_true", help="forget the results file, and run all")
     a = p.parse_args()
     if not a.data: p.error("say where the data sets are: --data, or AVAE_DATA")
     RUNS.mkdir(parents=True, exist_ok=True)
+    if a.fresh: RESULTS.unlink(missing_ok=True), [path.unlink() for path in RUNS.glob("*.json")]
     restore()
     make_env()
     with ThreadPoolExecutor(a.cores) as pool: list(pool.map(lambda task: run(task, a.data.resolve()), PLAN))

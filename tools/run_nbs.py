@@ -58,10 +58,12 @@ def flags_to_skip(wanted=''):
     return set(ini['DEFAULT']['tst_flags'].split()) - set(wanted.split())
 
 def kernel_env():
-    "The environment of the kernel: this repository first, figures drawn inline, the same hashes at every run"
+    "The environment of the kernel: this repository first, the same data, figures inline, the same hashes at every run"
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-    return os.environ | dict(PYTHONPATH=path, PYTHONHASHSEED='0',           # some set Agg, which shows nothing
-                             MPLBACKEND='module://matplotlib_inline.backend_inline')
+    data = os.environ.get('AVAE_DATA')                                      # named from here, and read in nbs/
+    data = dict(AVAE_DATA=os.path.abspath(os.path.expanduser(data))) if data else {}
+    return os.environ | data | dict(PYTHONPATH=path, PYTHONHASHSEED='0',    # some set Agg, which shows nothing
+                                    MPLBACKEND='module://matplotlib_inline.backend_inline')
 
 def spoken(cell):
     "What a cell printed, and the traceback that it ended with"
