@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.quasirandom import SobolEngine
-from .core import check_images
+from .core import autocast_off, check_images
 
 # %% ../nbs/03_affine.ipynb #76976818
 MODES = ("bilinear", "bicubic", "soft", "nearest")
@@ -60,7 +60,7 @@ def _affine_grid(theta, h, w):
     "`F.affine_grid(theta, (N, C, h, w), align_corners=False)` as one matrix product: a tenth of the time on a CPU."
     along = lambda n: (2*torch.arange(n, dtype=theta.dtype, device=theta.device) + 1)/n - 1
     points = torch.stack([along(w).expand(h, w), along(h)[:, None].expand(h, w), theta.new_ones(h, w)]).view(3, h*w)
-    return (theta.reshape(-1, 3) @ points).view(-1, 2, h, w).permute(0, 2, 3, 1)
+    with autocast_off(theta): return (theta.reshape(-1, 3) @ points).view(-1, 2, h, w).permute(0, 2, 3, 1)
 
 def _within(y, x, fill, bilinear):
     "Cut off the overshoot of cubic interpolation: at the range of the image and its background, or half-way there."

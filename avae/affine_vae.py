@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from .affine import PoseSpace, disc, estimate_background, register, resample
-from .core import check_images, evaluating, renamed
+from .core import autocast_off, check_images, evaluating, renamed
 from .formats import Intensity
 from .models import (MODELS, VAE, Bernoulli, PaperLoss, Pretrained, StandardNormal, VAEOutput, _filled, class_log_probs, foreign,
                          full_precision, make_part, name_of, part_config, precision, reparameterize)
@@ -67,7 +67,7 @@ class AffineVAE(nn.Module, Pretrained):
         vae: nn.Module,  # `encode(x) -> (mu, logvar)` and `decode(z) -> images`; one that is compiled stays so
         poses: PoseSpace,  # the poses to expect
         search: Callable | None = None,  # `(energy, poses, x, budget, candidates, log_q)`; `multistart` if None
-        budget: int | None = None,  # passes per image; if None the search's own default, which is lower with a guess
+        budget: int | None = None,  # passes per image; if None the search's own default, that of `multistart` is lower with a guess
         fill: float | Tensor | None = None,  # background of the images, a number or (C,); estimated from each if None
         likelihood=None,  # the VAE's own, or `Bernoulli()`, if None
         prior=None,  # on codes; the VAE's own, or `StandardNormal()`, if None
@@ -142,7 +142,8 @@ class AffineVAE(nn.Module, Pretrained):
     ) -> AffineVAEOutput:
         """Explain images under given poses; differentiable. In training mode codes are drawn, at random or by `noise`,
         and the last warp is bilinear, whose gradient costs half as much."""
-        background = self.background(x)
+        x = full_precision(check_images(x, values=False), self.vae)
+        background, pose = self.background(x), pose.to(x)
         if self.training: return self._explain(x, pose, passes, noise, background, labels)[0]
         out = self._explain_enough(x, pose, background, labels)[0]
         return out._replace(passes=torch.as_tensor(passes, device=x.device).expand(len(x)))
@@ -269,26 +270,29 @@ class AffineVAE(nn.Module, Pretrained):
         budget: int | None = None,  # passes per image, all included; that of the model if None
         candidates: Tensor | None = None,  # (N, K, D) further poses to look at, in place of what the guess says
         log_q: Tensor | None = None,  # (N, K), how probable each is
-        context: Callable = nullcontext,  # as for `PoseEnergy`
+        context: Callable | None = None,  # as for `PoseEnergy`; `torch.autocast` as it is where this is called, if None
         labels: Tensor | None = None,  # (N,), as for `forward`
     ) -> SearchResult:
-        "Find the pose of each image, in eval mode; nothing is learned."
-        energy = PoseEnergy(self, context, labels=self._check_labels(labels, x))
-        with evaluating(self): return self._search(energy, x, budget, candidates, log_q)
+        "Find the pose of each image, in eval mode; nothing is learned. Errors as `forward`."
+        x, labels = full_precision(self._check_images(x, missing=True), self.vae), self._check_labels(labels, x)
+        with autocast_off(x) as before, evaluating(self):
+            return self._search(PoseEnergy(self, context or before, labels=labels), x, budget, candidates, log_q)
 
     def _search(self, energy, x, budget, candidates=None, log_q=None):
         "Let the guess look at the images, if it is needed, and search with what is left of the budget."
         budget, cost, guess = _passes(self.budget if budget is None else budget), 0, self.guess
         if guess is not None and (candidates is None or self.trust):
-            budget = budget or guess.passes + default_budget(self.poses, carried=True)  # it knows as much as a carried pose
-            looks = guess.looks_within(budget) if self.trust else 1  # they make the guess surer, not the search
+            most = budget or guess.passes + default_budget(self.poses, carried=True)  # it knows as much as a carried pose
+            if self.pose_search is multistart: budget = most
+            looks = guess.looks_within(most) if self.trust else 1  # they make the guess surer, not the search
             cost = looks*guess.passes
             least = cost + 2 + (not energy.keep)
-            if budget < least:
+            if most < least:
                 raise ValueError(f"budget must be at least {least} passes per image, {cost} of them for the guess, "
-                                 f"got {budget}")
-            energy.mixture = guess(x, self.background(x), looks)
-            if candidates is None: candidates, log_q = guess.propose(energy.mixture, budget)
+                                 f"got {most}")
+            said = [guess(b, self.background(b), looks) for b in x.split(self.chunk)]
+            energy.mixture = type(said[0])(*map(torch.cat, zip(*said)))
+            if candidates is None: candidates, log_q = map(torch.cat, zip(*(guess.propose(m, most) for m in said)))
         known = dict(budget=budget and budget - cost, candidates=candidates, log_q=log_q)
         found = self.pose_search(energy, self.poses, x, **{k: v for k, v in known.items() if v is not None})
         return found._replace(passes=found.passes + cost)
@@ -358,9 +362,11 @@ class AffineVAE(nn.Module, Pretrained):
 
     def _find(self, x, budget, labels=None):
         "Search, and give what was said at the best pose: as the search has heard it, or once more, to learn from it."
-        learning = self.training or torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        energy = PoseEnergy(self, keep=True, labels=labels)
-        with evaluating(self): found = self._search(energy, x, budget)
+        wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
+        learning = self.training or torch.is_grad_enabled() and wanted
+        with autocast_off(x) as before, evaluating(self):
+            energy = PoseEnergy(self, before, keep=True, labels=labels)
+            found = self._search(energy, x, budget)
         if learning: return self.explain(x, found.pose, found.passes + 1, labels=labels)
         return energy.recall(x, found)
 
@@ -386,6 +392,8 @@ class AffineVAE(nn.Module, Pretrained):
     @classmethod
     def from_config(cls, config: dict, vae=None, **given):  # -> AffineVAE; `given`: what is not of this package
         "An untrained model like the one that had this `config`."
+        for k in given.keys() & {"guess", "trust"}:
+            raise ValueError(f"{k} is saved with a model: load it, then set model.{k}")
         rest = {"guess": None, "trust": 0.0} | config
         guess, trust = rest.pop("guess"), rest.pop("trust")
         if guess: import_module("avae.guess")  # a later chapter
@@ -404,7 +412,7 @@ class AffineVAE(nn.Module, Pretrained):
 
 def _passes(budget):
     "A number of passes, or None."
-    if budget is None or isinstance(budget, Integral) and budget > 0: return budget
+    if budget is None or isinstance(budget, Integral) and budget > 0: return budget and int(budget)
     raise ValueError(f"budget must be a whole number of passes, at least 1, or None, got {budget!r}")
 
 def _part_of(vae, name, method):

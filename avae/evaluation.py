@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from .affine import random_views, warp
-from .core import evaluating
+from .core import device_of, evaluating, synchronize
 from .affine_vae import AffineVAE
 from .inference import elbo
 from .memory import leakage_words, pose_leakage
@@ -49,7 +49,7 @@ def score(
     progress=lambda it: it,  # wraps the list of batches, for example `tqdm`
 ) -> tuple[Tensor, Tensor]:  # loss and floor of each image, both (N,), on the CPU
     "The loss of each image, with `z = mu`, and the best that any model could reach on its pixels."
-    device = next(model.parameters()).device
+    device = device_of(model)
     affine = isinstance(model, AffineVAE)
     with evaluating(model):
         out = [model(b.to(device), budget) if affine else model(b.to(device)) for b in progress(x.split(256))]
@@ -66,12 +66,13 @@ def summary(
 def _mean(v): return v.cpu().double().mean().item()
 
 # %% ../nbs/13_evaluation.ipynb #8732bb3b
-def _timed(f, n):
-    "The result of `f()` and the milliseconds it took for each of n images."
+def _timed(f, x):
+    "The result of `f()` and the milliseconds it took for each of the images x."
+    synchronize(x.device)
     start = time.perf_counter()
     out = f()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
-    return out, 1000*(time.perf_counter() - start)/max(n, 1)
+    synchronize(x.device)
+    return out, 1000*(time.perf_counter() - start)/max(len(x), 1)
 
 @torch.no_grad()
 def evaluate_rotation(
@@ -88,10 +89,10 @@ def evaluate_rotation(
     views, pose = random_views(x, avae.poses, seed, avae.background(x))
     identity, n = avae.poses.identity(len(x)).to(x), len(x)
     given = lambda im, p: torch.cat([avae(b, pose=q).loss for b, q in zip(im.split(avae.chunk), p.split(avae.chunk))])
-    vae_upright, ms_upright = _timed(lambda: given(x, identity), n)
-    vae_rotated, ms_vae = _timed(lambda: given(views, identity), n)
-    found, ms_avae = _timed(lambda: avae(views, budget), n)
-    scans, ms_oracle = _timed(lambda: [scan(avae.energy, avae.poses, b) for b in views.split(avae.chunk)], n)
+    vae_upright, ms_upright = _timed(lambda: given(x, identity), x)
+    vae_rotated, ms_vae = _timed(lambda: given(views, identity), x)
+    found, ms_avae = _timed(lambda: avae(views, budget), x)
+    scans, ms_oracle = _timed(lambda: [scan(avae.energy, avae.poses, b) for b in views.split(avae.chunk)], x)
     twin = avae(x, budget).pose  # where the search puts the upright image: its own canonical pose
     error = angle_error(found.pose[:, 0], (twin + pose)[:, 0], labels)
     best, lowest = torch.cat([s.pose for s in scans]), torch.cat([s.energy for s in scans])

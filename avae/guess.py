@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 from .affine import PoseSpace, warp
-from .core import atomic_write, evaluating, even_noise, json_text
+from .core import atomic_write, device_of, evaluating, even_noise, json_text, synchronize
 from .data import split_valid
 from .models import PARTS, _filled, full_precision, precision
 
@@ -207,7 +207,9 @@ def _call(avae, draw, **settings):
     "What decides what is learned, in numbers and words: other images or weights show in the sums."
     x, pose = draw(0, "learn")
     sums = [v.double().sum().item() for v in (x, x[:len(x)//2], *([] if pose is None else [pose]))]
-    return json_text(settings | dict(poses=avae.poses.config(), images=[*x.shape], sums=sums))
+    window = avae.window(torch.zeros(1, *x.shape[1:], device=device_of(avae)))
+    return json_text(settings | dict(poses=avae.poses.config(), fill=avae.config()["fill"], images=[*x.shape], sums=sums,
+                                     window=None if window is None else window.double().sum().item()))
 
 def _write_down(keep, call, guess, optimizer, epoch):
     "Weights, and what AdamW remembers, after so many rounds."
@@ -252,10 +254,10 @@ def fit_guess(
     for name, v in dict(epochs=epochs, batch=batch, passes=1 if passes is None else passes).items():
         if not (isinstance(v, int) and v > 0): raise ValueError(f"{name} must be a whole number above 0, got {v}")
     if minutes is not None and not minutes > 0: raise ValueError(f"minutes must be above 0, or None, got {minutes}")
-    home = next(avae.parameters()).device
+    home = device_of(avae)
     device = torch.device(device or home)
     teacher = copy.deepcopy(avae).to(device).eval() if device != home else avae
-    with evaluating(teacher):
+    with evaluating(teacher), torch.inference_mode(False), torch.enable_grad():
         draw, shape = _lessons(teacher, images, pose, seed, device)
         guess = _learn(teacher, draw, shape, epochs, minutes, batch, lr, seed, settings, keep and Path(keep))
         guess = guess.to(home).requires_grad_(False)
@@ -274,10 +276,10 @@ def _lessons(avae, images, pose, seed, device, held=0.1, dreams=10_000):
                 torch.manual_seed(seed*100_003 + epoch)
                 z = avae.prior.sample(dreams if part == "learn" else dreams//10, vae.latent, device)
                 return torch.cat([vae.decode(v) for v in z.split(avae.chunk)]), None
-        return dream, (vae.channels, *vae.size)
+        return dream, (vae.channels, *((vae.size, vae.size) if isinstance(vae.size, int) else vae.size))
     images = avae._check_images(images)
     if len(images) < LEAST_IMAGES: raise ValueError(f"a guess must have at least {LEAST_IMAGES} images to learn from, got {len(images)}")
-    if pose is not None: pose = avae._check_pose(pose.to(images), len(images))
+    if pose is not None: pose = avae._check_pose(pose, len(images)).to(images)
     learn, valid = split_valid(torch.arange(len(images)), max(10, round(held*len(images))), seed)
     def lesson(epoch, part):
         "The images themselves, in random order."
@@ -288,7 +290,7 @@ def _lessons(avae, images, pose, seed, device, held=0.1, dreams=10_000):
 
 def _learn(avae, draw, shape, epochs, minutes, batch, lr, seed, settings, keep=None):
     "The loop: random poses, cross-entropy of the bin and Gaussian within it; then calibration on what was held out."
-    device = next(avae.parameters()).device
+    device = device_of(avae)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         guess = Guess(avae.poses, shape[1:], shape[0], **settings).to(device)
@@ -319,7 +321,7 @@ def _warm(done): return min(1, done/0.2)*(0.5 + 0.5*math.cos(math.pi*max(0, done
 
 def _views(avae, x, target, canonical, rows, mode="bilinear"):
     "Images under the poses `target`, their backgrounds, and these poses."
-    device = next(avae.parameters()).device
+    device = device_of(avae)
     x, target = full_precision(x.to(device), avae), target.to(device)
     motion, background = avae.poses.mat(target, x.shape[-2:]), avae.background(x)
     if canonical is not None:
@@ -363,7 +365,7 @@ def measure_passes(
     rounds: int = 7,
 ) -> int:  # at least 1
     "What a look of the guess costs, in passes of the VAE on this machine, rounded up: the median over rounds."
-    x = torch.rand(n, guess.channels, *guess.size, device=next(avae.parameters()).device)
+    x = torch.rand(n, guess.channels, *guess.size, generator=torch.Generator().manual_seed(0)).to(device_of(avae))
     p, b, ratio = avae.poses.identity(n).to(x), avae.background(x), []
     with evaluating(avae):
         for _ in range(rounds):
@@ -373,5 +375,5 @@ def measure_passes(
 def _seconds(f, device):
     start = time.perf_counter()
     f()
-    if device.type == "cuda": torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter() - start

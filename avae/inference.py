@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal
 from .affine import PoseSpace
-from .core import check_images, evaluating, even_noise
+from .core import autocast_off, check_images, evaluating, even_noise
 from .affine_vae import AffineVAE, PoseEnergy
-from .models import PaperLoss, StandardNormal, full_precision
+from .models import VAE, PaperLoss, StandardNormal, full_precision, precision
 from .optimizers import SearchResult, default_budget
 
 # %% ../nbs/08_inference.ipynb #1e7be711
@@ -83,12 +83,14 @@ def posterior(
     x = full_precision(check_images(x, missing=True), avae)
     parts, labels = x.split(avae.chunk), avae._check_labels(labels, x)
     told = [None]*len(parts) if labels is None else labels.split(avae.chunk)
-    with evaluating(avae): out = [_posterior(avae, b, y, budget, draws, modes, seed) for b, y in zip(parts, told)]
+    with autocast_off(x) as before, evaluating(avae):
+        out = [_posterior(avae, b, y, budget, draws, modes, seed, before) for b, y in zip(parts, told)]
     return Posterior(*(torch.cat(v) for v in zip(*out)))
 
-def _posterior(avae, x, labels, budget, draws, modes, seed):
+def _posterior(avae, x, labels, budget, draws, modes, seed, context):
     if budget is None and avae.guess is not None: budget = avae.budget or default_budget(avae.poses)  # all modes are wanted
-    poses, energy, found = avae.poses, PoseEnergy(avae, labels=labels), avae.search(x, budget, labels=labels)
+    poses, energy = avae.poses, PoseEnergy(avae, context, labels=labels)
+    found = avae.search(x, budget, context=context, labels=labels)
     if not found.energy.isfinite().all():
         raise ValueError(f"the loss must be finite under some pose, got {found.energy.sum():g}")
     middle, scale, log_mass, spent = _laplace(energy, poses, x, _valleys(poses, found, modes))
@@ -100,7 +102,8 @@ def _posterior(avae, x, labels, budget, draws, modes, seed):
     log_w = target - log_q.logsumexp(-1)
     evidence, log_w = log_w.logsumexp(1) - math.log(draws), log_w.log_softmax(1)
     mean = lambda v: (log_w.exp()*torch.where(log_w > -math.inf, v, 0)).sum(1)
-    density, as_it_is = target - evidence[:, None], avae.explain(x, poses.identity(len(x)).to(x), labels=labels).loss
+    density, still = target - evidence[:, None], poses.identity(len(x)).to(x)
+    with context(): as_it_is = avae.explain(x, still, labels=labels).loss
     return (*_modes(poses, u, log_w.exp(), middle, log_mass), evidence, -mean(density), mean(density - prior),
             evidence + as_it_is, pose, log_w, found.passes + spent + draws + 1)
 
@@ -133,7 +136,7 @@ def _parabola(energy, poses, x, u, h=0.01):
     E = torch.eye(len(poses)).to(x)[_free(poses)]*h
     C, (i, j) = len(E), torch.tril_indices(len(E), len(E), -1)
     steps = torch.cat([0*E[:1], E, -E, E[i] + E[j], -E[i] - E[j]])
-    f = energy(x, poses.from_unit(u[:, :, None] + steps).flatten(1, 2)).view(*u.shape[:2], -1)
+    f = energy(x, poses.from_unit(u[:, :, None] + steps).flatten(1, 2)).view(*u.shape[:2], len(steps))
     f, up, down, both, neither = f.split([1, C, C, len(i), len(i)], -1)
     H = torch.diag_embed(up + down - 2*f)
     H[..., i, j] = H[..., j, i] = 0.5*(both + neither + 2*f - up[..., i] - down[..., i] - up[..., j] - down[..., j])
@@ -226,8 +229,8 @@ def log_weights(
         nll = torch.cat([score(x[i], draw(code, i)) for i, code in pairs])
     q = Normal(mu[:, None], (0.5*logvar).exp()[:, None])
     prior = Normal(torch.zeros_like(z), 1).log_prob(z).sum(-1)
-    w = LogWeights(-nll.view(-1, samples), prior, q.log_prob(z).sum(-1), model.prior.kl(mu, logvar))
-    bad = ~torch.cat([v.view(len(x), -1) for v in w], 1).isfinite().all(1)
+    w = LogWeights(-nll.view(len(x), samples), prior, q.log_prob(z).sum(-1), model.prior.kl(mu, logvar))
+    bad = ~torch.cat([*w[:3], w.kl[:, None]], 1).isfinite().all(1)
     if bad.any(): raise ValueError(f"log-weights must be finite, got NaN or infinity for {int(bad.sum())} of {len(x)} images")
     return w
 
@@ -238,8 +241,9 @@ def _encode(model, x, pose):
         out = model(x, pose=pose)
         return x, (out.mu, out.logvar), lambda z, i: model.decode(z, out.pose[i])
     if pose is not None: raise ValueError(f"pose is for an AffineVAE, got a {type(model).__name__}")
-    x = check_images(x)
-    return x, model.encode(x), lambda z, i: model.decode(z)
+    x = full_precision(check_images(x, *((model.channels, model.size) if isinstance(model, VAE) else ())), model)
+    code = [v.to(x) for v in model.encode(x.to(precision(model)))]
+    return x, code, lambda z, i: model.decode(z.to(precision(model))).to(x)
 
 # %% ../nbs/08_inference.ipynb #09cfcd5f
 def elbo(

@@ -261,7 +261,9 @@ def multistart(
     seed: int = 0,  # of the Sobol points
 ) -> SearchResult:
     """Look around, then refine the best: parabolas in one dimension (mirrored or not), Sobol points, registration and
-    quasi-Newton in more. With `log_q` the candidates are where it looks. `ValueError` if the budget is too small."""
+    quasi-Newton in more; a flip alone has two poses, and both are tried. With `log_q` the candidates are where it looks.
+    `ValueError` if the budget is too small."""
+    if all(poses.discrete): return _try_all(energy, poses, x, default_budget(poses) if budget is None else budget)
     guided = log_q is not None and candidates is not None and candidates.shape[1] > 0
     line, closing = _lines(poses), _closing(energy)
     least = closing + (2 if guided else 3 if line else 7)
@@ -278,9 +280,16 @@ def default_budget(
     poses: PoseSpace,
     carried: bool = False,  # is there a pose that was good in the last epoch?
 ) -> int:
-    "Passes per image of a search that nobody has limited: 26 along a line, 52 if mirrored as well, 120 otherwise; carried, 12, 24 or 40."
+    "Passes per image of a search that nobody has limited: 26 along a line, 52 if mirrored as well, 120 otherwise; carried, 12, 24 or 40; 3 for a flip alone."
+    if all(poses.discrete): return 2**len(poses) + 1
     lines = _lines(poses)
     return (12 if carried else 26)*lines if lines else 40 if carried else 120
+
+def _try_all(energy, poses, x, budget):
+    "Try each pose of a space in which nothing is continuous."
+    tried = poses.grid(2).to(x).expand(len(x), -1, -1)
+    _enough(budget, tried.shape[1] + _closing(energy))
+    return best_of(tried, energy(x, tried), tried.shape[1])
 
 def _search_1d(energy, poses, x, spend, known):
     "Spend so many passes: three fifths on a grid, then 40 % of what is left on the deepest valleys, and so on."
@@ -360,3 +369,4 @@ def _register_best(energy, x, pose, spend, keep=0.45, coarse=(4, 2, 2)):
         pose = _pick(energies, math.ceil(keep*spend), better)
         spend -= pose.shape[1]
     return [torch.cat(v, 1) for v in zip(*found)]
+

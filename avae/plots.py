@@ -13,7 +13,7 @@ from base64 import b64encode
 from io import BytesIO
 import torch
 from torch import Tensor
-from .core import atomic_write, evaluating
+from .core import atomic_write, device_of, evaluating
 
 # %% ../nbs/14_plots.ipynb #266eb5de
 COLORS = {"vae": "#D55E00", "avae": "#0072B2", "floor": "#999999", "truth": "#009E73"}  # vermilion, blue, grey, green
@@ -78,7 +78,7 @@ def manifold(
     end = torch.special.ndtr(torch.tensor(most)).item()
     at, z = torch.special.ndtri(torch.linspace(1 - end, end, n)), torch.zeros(n, n, vae.latent)
     z[..., latents[0]], z[..., latents[1]] = at, at.flip(0)[:, None]
-    with evaluating(vae): images = vae.decode(z.flatten(0, 1).to(next(vae.parameters()).device)).cpu()
+    with evaluating(vae): images = vae.decode(z.flatten(0, 1).to(device_of(vae))).cpu()
     return images.unflatten(0, (n, n)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), at
 
 def plot_manifold(
@@ -107,7 +107,7 @@ def plot_traversal(
     "One image, with one latent of its code after the other set to other values. `ValueError` if there is no such latent."
     vae, at = getattr(model, "vae", model), torch.linspace(-most, most, n)
     with evaluating(model):
-        mu = model(x.to(next(vae.parameters()).device)).mu[:1]
+        mu = model(x.to(device_of(vae))).mu[:1]
         rows, latents = {}, range(min(mu.shape[1], 10)) if latents is None else latents
         if not all(0 <= i < mu.shape[1] for i in latents): raise ValueError(f"latents must be numbers from 0 to {mu.shape[1] - 1}, got {latents}")
         for i in latents:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .affine import PoseSpace, estimate_background, random_views
-from .core import atomic_write, evaluating
+from .core import atomic_write, device_of, evaluating
 from .data import Indexed
 from .memory import leakage_words
 from .plots import COLORS, manifold, plot_rows, save_figure
@@ -89,7 +89,7 @@ def plot_recon(
     x: torch.Tensor,  # (N, C, H, W) in [0, 1]
 ):  # the figure
     "Images, in canonical pose if there are poses, and their reconstructions with the losses."
-    with evaluating(model): out = model(x.to(next(model.parameters()).device))
+    with evaluating(model): out = model(x.to(device_of(model)))
     last = "redrawn\nloss [nats]"
     rows = {"image": x.nan_to_num(), "canonical": getattr(out, "canonical", None), last: out.recon}
     words = {last: [f"{v:.0f}" for v in out.loss]}

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from .affine import PoseSpace, warp
 from .affine_vae import AffineVAE
-from .core import evaluating
+from .core import device_of, evaluating
 from .data import Images, Indexed, batches, intensity_of, labels_of
 from .guess import LEAST_IMAGES, fit_guess
 from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, candidates, centred, pose_histograms,
@@ -37,7 +37,7 @@ def mean_loss(
     batch_size: int = 500,  # images a pass
 ) -> float:  # nats per image, with z = mu
     "Average loss of many images."
-    device = next(vae.parameters()).device
+    device = device_of(vae)
     with evaluating(vae): loss = torch.cat([vae(b.to(device)).loss for b in images.split(batch_size)])
     return loss.cpu().double().mean().item()
 

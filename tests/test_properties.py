@@ -361,7 +361,7 @@ def test_steps_that_fail_become_shorter(seed):
 
 def test_budgets_of_searches_that_nobody_has_limited():
     assert default_budget(PoseSpace(angle=180)) == default_budget(PoseSpace(shear=1)) == 26
-    assert default_budget(PoseSpace(angle=180, shift=0.2)) == default_budget(PoseSpace(flip=True)) == 120
+    assert (default_budget(PoseSpace(angle=180, shift=0.2)), default_budget(PoseSpace(flip=True))) == (120, 3)
 
 # --- poses that are carried along
 
