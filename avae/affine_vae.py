@@ -316,10 +316,11 @@ class AffineVAE(nn.Module, Pretrained):
         "A label of each of x, beside it, for a VAE that has been made for them."
         if labels is None: return None
         if not (k := getattr(self.vae, "classes", 0)): raise ValueError("labels are for a VAE that was made with classes=K")
-        if labels.shape != (len(x),) or labels.is_floating_point() or not ((labels >= -1) & (labels < k)).all():
+        whole = labels.long()
+        if labels.shape != (len(x),) or labels.is_floating_point() or not ((whole >= -1) & (whole < k)).all():
             raise ValueError(f"labels must be whole numbers (N,)=({len(x)},) from 0 to {k - 1}, or -1 where none is known, "
                              f"got {_told(labels)}")
-        return labels.to(x.device)
+        return whole.to(x.device)
 
     @torch.no_grad()
     def check_module(self, x: Tensor):  # (1, C, H, W)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .affine import PoseSpace
 from .affine_vae import AffineVAE, _passes
 from .cluster import run_on_ray
-from .core import atomic_write, default_device, write_json
+from .core import as_device, atomic_write, default_device, write_json
 from .data import batches, end_with_parent, enough_shared_memory
 from .formats import Intensity, measure_intensity, printable, read_page
 from .models import full_precision, load_pretrained
@@ -272,7 +272,8 @@ def canonicalize(
     `FileExistsError` if it holds something else, `OSError` if another process works there."""
     if executor not in ("here", "ray"): raise ValueError(f'executor must be "here" or "ray", got {executor!r}')
     start, out, (rank, world) = time.perf_counter(), Path(out), place()
-    model = as_affine(model, budget)
+    model, device = as_affine(model, budget), device or _own_device()
+    device = torch.device(device) if executor == "ray" else as_device(device)  # the actors may have others
     size, channels = _canvas(model)
     how = dict(channels=channels, channel=channel, project=project)
     listed = list_files(data, select)
@@ -281,7 +282,7 @@ def canonicalize(
         plan, settings = _begin(out, model, listed, shard, pictures, how)
         model.intensity = settings["intensity"]
         _remember(out, model, plan.folder)
-        device, count = torch.device(device or _own_device()), plan.count
+        count = plan.count
         if workers is None: workers = _readers(device, executor)
         stream = Stream(plan, size, _one_number(model.fill), settings["intensity"], **how)
         shards = Shards(out/"shards", count, settings["shard"])
@@ -357,7 +358,8 @@ def _sweep(out, numbers):
     if numbers is None: folders = [Path(f) for f, _, _ in os.walk(out/"images")]
     else: folders = [out/"images"/f"{n:06}" for n in numbers]
     for folder in (out, out/"shards", *folders):
-        for path in folder.glob(".tmp-*"): path.unlink(missing_ok=True)
+        for path in folder.glob(".tmp-*"):
+            if path.is_file(): path.unlink(missing_ok=True)  # a folder is the atlas's
 
 # %% ../nbs/18_canonicalize.ipynb #94d5f20e
 def _begin(out, model, listed, shard, pictures, how):

@@ -209,7 +209,7 @@ def train(
     del o["no_augment"]
     o["data"] = full_name(data) or data  # the run may go on from another folder
     if resume: o = _settings_of(resume, ctx)
-    elif out is None: out = Path("runs")/f"{last_name(data).encode(errors='ignore').decode()}-{regime}"
+    elif out is None: out = Path("runs")/f"{(last_name(data) or Path(data).resolve().name).encode(errors='ignore').decode()}-{regime}"
     elif shell_word(out)[0] == "$": raise ValueError(f"--out must be a name in UTF-8, got {shell_word(out)}: weights need one")
     _train(o, resume or out, bool(resume))
 

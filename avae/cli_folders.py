@@ -27,14 +27,20 @@ def _complete_weights(incomplete):
 # %% ../nbs/18_cli_folders.ipynb #cded593e
 def look_into(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder of pictures, a file, or a table of files.")],
-    sheet: Annotated[Path, typer.Option(metavar="FILE", help="PNG file for some of the pictures.")] = Path("sheet.png"),
+    sheet: Annotated[Optional[Path], typer.Option(metavar="FILE", show_default="sheet.png, but not within FOLDER", help=
+        "PNG file for some of the pictures.")] = None,
 ):
     """Look into a folder of pictures, and name the training that fits.
 
     Sizes, depths, colours, backgrounds, what stands still in the frame, and files that cannot be read."""
+    from avae.core import check_writable
     from avae.inspection import contact_sheet, in_words, inspect_folder
-    contact_sheet(found := inspect_folder(folder), sheet)
-    print(f"{in_words(found)}\n\nSome of the pictures: {sheet}")
+    here, inside = Path(folder).resolve(), Path(folder).is_dir() and Path.cwd().is_relative_to(Path(folder).resolve())
+    sheet = sheet or (here.with_name(f"{here.name}-sheet.png") if inside else Path("sheet.png"))
+    check_writable(sheet)
+    print(in_words(found := inspect_folder(folder)))
+    contact_sheet(found, sheet)
+    print(f"\nSome of the pictures: {sheet}")
 
 # %% ../nbs/18_cli_folders.ipynb #2b41a37c
 def canonicalize(

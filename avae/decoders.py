@@ -35,7 +35,7 @@ def _kind_of(dtype, bits=None):
     "The kind of number, with the bits that are used: 12 in 16 is uint12."
     dtype = np.dtype(dtype)
     if dtype.kind not in "uifb": raise ValueError(f"its pixels are of type {dtype}")
-    if dtype.kind == "b": return "uint1"
+    if dtype.kind == "b": return "uint8"
     return f"{dict(u='uint', i='int', f='float')[dtype.kind]}{bits or 8*dtype.itemsize}"
 
 def _shape_upright(shape, orientation): return (shape[1], shape[0], *shape[2:]) if orientation in (5, 6, 7, 8) else shape
@@ -160,7 +160,9 @@ def _outer_axes(series):
     return {a: n for a, n in zip(axes, series.shape) if a not in "YXS"}
 
 def _number(page):
-    return "uint8" if _photometric(page) == "PALETTE" else _kind_of(page.dtype, page.bitspersample)
+    "Kind of number; what has fewer than 8 bits is spread over those that 8 have, where a picture is read."
+    few = np.dtype(page.dtype).kind in "ub" and page.bitspersample < 8
+    return "uint8" if few or _photometric(page) == "PALETTE" else _kind_of(page.dtype, page.bitspersample)
 
 def _tiff_plane(file, series, at):
     "The `Page` at a place {axis: index} of a series."
@@ -197,9 +199,10 @@ def _meaning(a, frame):
     "Stored numbers (H, W, S) of a TIFF file -> `Page`."
     kind, number = _photometric(frame), _number(frame)
     low, high = full_range(number)
-    if kind == "PALETTE": return Page((frame.colormap[:, a[..., 0]] >> 8).transpose(1, 2, 0), None, number)
+    if kind == "PALETTE": return Page((frame.colormap[:, a[..., 0]] >> 8).transpose(1, 2, 0).astype(np.uint8), None, number)
     if kind in ("CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV", "CFA"): raise ValueError(f"its colours are {kind}")
-    if a.dtype == bool: a = a.astype(np.uint8)
+    if a.dtype.kind in "ub" and frame.bitspersample < 8: a = (a.astype(np.float32)*(255/(2**frame.bitspersample - 1))).round().astype(np.uint8)
+    stored = a.dtype
     if kind == "MINISWHITE": a = (low + high - a.astype(np.float64)).astype(a.dtype)
     opacity = None
     if _has_alpha(frame):
@@ -208,6 +211,7 @@ def _meaning(a, frame):
     if kind == "SEPARATED":
         light = (high - a.astype(np.float64))/high
         a = high*light[..., :3]*light[..., 3:4]
+    if stored.kind != "f" and a.dtype.kind == "f": a = a.round().clip(low, high).astype(stored)
     return Page(a[..., :3] if kind in COLOURS else a, opacity, number)
 
 def _orientation_of(frame): return frame.tags.valueof(274, default=1)
@@ -236,7 +240,11 @@ def _plane_by_pillow(file, page, missing):
         colour = im.mode in ("RGB", "YCbCr", "P") and frame.bitspersample == 8
         if not (grey or colour): raise advice
         a = np.atleast_3d(np.asarray(im.convert("RGB") if colour else im))
-    return Page(a.astype(np.uint8) if a.dtype == bool else a, None, _kind_of(a.dtype))
+    return _whole_bytes(a)
+
+def _whole_bytes(a):
+    "A picture without opacity; what is 0 or 1 becomes 0 or 255."
+    return Page(a.astype(np.uint8)*255 if a.dtype == bool else a, None, _kind_of(a.dtype))
 
 def _content(handle):
     "A second way into an open file."
@@ -268,10 +276,15 @@ def _check_circle(file):
 
 # %% ../nbs/01_decoders.ipynb #b36a0086
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+_OPENING = threading.Lock()
 
 def _open_picture(source, *how):
     from PIL import Image, UnidentifiedImageError
-    try: im = Image.open(source, formats=FORMATS)
+    try:
+        with _OPENING:  # how large a picture may be depends on this machine, see `_check_memory`
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try: im = Image.open(source, formats=FORMATS)
+            finally: Image.MAX_IMAGE_PIXELS = limit
     except UnidentifiedImageError: raise ValueError(f"it holds none of {', '.join(FORMATS)}, TIFF, npy, npz") from None
     pages = getattr(im, "n_frames", 1) if im.format in ("PNG", "GIF", "WEBP") else 1  # not the second eye of a photo
     deep = im.mode in ("RGB", "RGBA", "LA") and _tile_of(im, "16" if im.format == "PNG" else "65535")
@@ -285,6 +298,7 @@ def _tile_of(im, word): return bool(im.tile) and word in str(im.tile[0][3])  # h
 
 def _picture_plane(im, deep, at):
     "A frame of a picture that Pillow has opened -> `Page`; `deep` is the source if Pillow would cut its bits."
+    _check_memory((im.height, im.width, len(im.getbands())))
     if at: im.seek(at["I"])
     if deep is not None: page = _deep_png(_bytes(deep))
     elif im.mode.startswith("I"): page = Page(np.asarray(im)[..., None], None, "uint16")
@@ -362,7 +376,7 @@ def _array_stack(array, shape, how, axes=None):
         left = [ax for ax in axes if ax in "YXS"]
         a = np.atleast_3d(a.transpose([left.index(ax) for ax in "YXS" if ax in left]))
         number = _kind_of(a.dtype)
-        if a.shape[-1] < 4: return Page(a.astype(np.uint8) if a.dtype == bool else a, None, number)
+        if a.dtype == bool or a.shape[-1] < 4: return _whole_bytes(a[..., :3])
         low, high = full_range(number)
         return Page(a[..., :3], (a[..., 3:] - low)/(high - low), number)
     stack = Stack({a: n for a, n in size.items() if a not in "YXS"}, plane, *how)

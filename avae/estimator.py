@@ -6,14 +6,15 @@
 __all__ = ['REGIMES', 'LEARNED', 'image_shape_of', 'range_of', 'to_canvas', 'from_canvas', 'Canonicalizer']
 
 # %% ../nbs/18_estimator.ipynb #a057fca1
-import json, math
+import copy, json, math, warnings
+from numbers import Integral
 from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
 from .affine import PoseSpace, estimate_background
 from .affine_vae import AffineVAE
-from .core import default_device, write_json
+from .core import as_device, write_json
 from .data import pad_to
 from .formats import Intensity
 from .models import VAE, part_config
@@ -118,12 +119,12 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             torch.manual_seed(seed)
             self.avae_, self.history_ = self._learn(to_canvas(X, self.image_shape_, self.pixel_range_), seed)
         self.avae_.intensity = Intensity("dataset", {X.dtype.name: [low, high]})
-        self.pose_names_, self._n_features_out = self.avae_.poses.names, self.latent
+        self.pose_names_, self._n_features_out = self.avae_.poses.names, int(self.latent)
         return self
 
     def _learn(self, x, seed):
         poses = self.poses if isinstance(self.poses, PoseSpace) else PoseSpace(**self.poses or {"angle": 180})
-        vae = VAE(self.latent, x.shape[-1], x.shape[1], likelihood=self.likelihood)
+        vae = VAE(self.latent, x.shape[-1], x.shape[1], likelihood=copy.deepcopy(self.likelihood))  # it may have weights
         avae = AffineVAE(vae, poses, budget=self.budget)
         options = dict(epochs=self.epochs, batch_size=self.batch_size, lr=self.learning_rate, seed=seed,
                        device=self._device(), report=print if self.verbose else None) | (self.train_params or {})
@@ -131,7 +132,7 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         x = torch.where(x.isnan(), estimate_background(x)[..., None, None], x)
         return avae.eval(), train(vae, x, **options)
 
-    def _device(self): return torch.device(self.device or default_device())
+    def _device(self): return as_device(self.device)
 
     def _rows(self, X, fit=False):
         "Rows of numbers, and the shape in which they came."
@@ -195,8 +196,9 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def save(self, folder: str | Path):  # a folder to write to
         "Write the fitted estimator; `load_pretrained` reads the same folder as an `AffineVAE`. `OSError` if it cannot."
         check_is_fitted(self)
+        record = {"params": _plain(self.get_params()), "fitted": _fitted(self)}
         self.avae_.save_pretrained(folder)
-        write_json(Path(folder)/"estimator.json", {"params": _plain(self.get_params()), "fitted": _fitted(self)})
+        write_json(Path(folder)/"estimator.json", record)
 
     @classmethod
     def load(
@@ -217,9 +219,17 @@ LEARNED = ("image_shape_", "pixel_range_", "pose_names_", "stacked_", "n_feature
 def _plain(params):
     "Parameters in numbers and words."
     poses, random, device = params["poses"], params["random_state"], params["device"]
-    return params | dict(poses=poses.config() if isinstance(poses, PoseSpace) else poses, device=device and str(device),
+    params = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+    more = {k: v for k, v in (params["train_params"] or {}).items() if _is_plain(v)}
+    if lost := (params["train_params"] or {}).keys() - more: warnings.warn(f"not saved, as JSON cannot hold it: {', '.join(sorted(lost))} of train_params")
+    return params | dict(train_params=params["train_params"] and more, poses=poses.config() if isinstance(poses, PoseSpace) else poses, device=device and str(device),
                          likelihood=part_config(params["likelihood"]),
-                         random_state=random if isinstance(random, int) else None)
+                         random_state=int(random) if isinstance(random, Integral) else None)
+
+def _is_plain(v):
+    "Can JSON hold it?"
+    try: return bool(json.dumps(v))
+    except TypeError: return False
 
 def _fitted(est):
     "What was learned beside the model."

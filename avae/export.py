@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from .affine_vae import AffineVAE, AffineVAEOutput, _passes
 from .canonicalize import as_affine, explain_images
-from .core import atomic_write, check_images, default_device, evaluating
+from .core import as_device, atomic_write, check_images, evaluating
 from .optimizers import multistart, scan
 
 # %% ../nbs/18_export.ipynb #6e2a8945
@@ -28,7 +28,7 @@ class BatchCanonicalizer:
         device: str | torch.device | None = None,  # `default_device()` if None
     ):
         self.model, self.column, self.canonical = as_affine(model, budget), column, canonical
-        self.device = torch.device(device or default_device())
+        self.device = as_device(device)
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> dict:  # of columns with N rows each

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .atlas_page import colour_wheel
 from .canonicalize import _canvas, _one_number, _own_device, as_affine, explain_images
-from .core import write_json
+from .core import as_device, write_json
 from .data import _diagonals, _frames_of_labels, crops
 from .formats import Intensity, measure_intensity, printable, read_header, read_image, read_page
 from .originals import MAT, pixel_mat
@@ -216,12 +216,14 @@ def map_field(
     frames = Frames(picture, channels, model.intensity, _one_number(model.fill), **how)
     where = {k: v for k, v in dict(centres=centres, boxes=boxes, labels=labels).items() if v is not None}
     if len(where) > 1: raise ValueError(f"give one of centres, boxes and labels, got {', '.join(where)}")
+    if pages is not None and ((far := torch.as_tensor(pages)) < 0).logical_or(far >= frames.pages).any():
+        raise ValueError(f"pages must be from 0 to {frames.pages - 1}, got {far.min()} to {far.max()}")
     whole = side or canvas
     stride = stride or max(1, whole//(8 if where else 2))
     if not 1 <= stride <= whole: raise ValueError(f"stride must be from 1 to side={whole}, got {stride}")
     if not where and min(frames.size) < whole:
         raise ValueError(f"the picture is smaller than a tile of {whole} pixels: {frames.size[1]} x {frames.size[0]}")
-    model.to(device := torch.device(device or _own_device()))
+    model.to(device := as_device(device or _own_device()))
     preview, cells, rows, maps = _small(frames), tuple(-(-n//stride) for n in frames.size), [], []
     for page in tqdm(range(frames.pages), unit=" pages", leave=False, disable=True if frames.pages == 1 else None):
         mosaic = Mosaic(cells, stride, model.poses)
@@ -393,19 +395,30 @@ def check_new(
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} is there already: choose another folder")
+    if out.exists() and out.samefile("."): raise FileExistsError("the folder that you are in cannot be the result: choose another folder")
 
 def read_objects(
     path: str | Path,  # a label image; or Parquet or CSV with x, y, or left, top, right, bottom, and page if they differ
 ) -> dict:  # `centres`, `boxes` or `labels`, and `pages`, for `map_field`
     "Where objects are. `ValueError` for a table without such columns."
     if Path(path).suffix.lower() not in (".csv", ".parquet"):
-        pages = np.stack([read_page(path, k).values[..., 0] for k in range(read_header(path).pages)]).astype(np.int64)
+        pages = np.stack(_label_pages(path)).astype(np.int64)
         return {"labels": torch.from_numpy(pages if len(pages) > 1 else pages[0])}
     table = read_table(path)
     for kind, names in (("centres", ["x", "y"]), ("boxes", ["left", "top", "right", "bottom"])):
         if all(k in table.column_names for k in names):
             where = {kind: torch.from_numpy(np.stack([np.array(table[k], np.float64) for k in names], 1))}
-            if "page" in table.column_names: where["pages"] = torch.from_numpy(np.array(table["page"], np.int64))
+            if "page" in table.column_names: where["pages"] = torch.tensor(table["page"].to_pylist())
             return where
     got = ", ".join(table.column_names)
     raise ValueError(f"{path} must have the columns x, y, or left, top, right, bottom, got {got}")
+
+def _label_pages(path):
+    "The pages (H, W) of a label image: its numbers, also where a palette gives them colours."
+    from PIL import Image, ImageSequence, UnidentifiedImageError
+    try:
+        with Image.open(path) as im:
+            if im.mode == "P": return [np.array(frame) for frame in ImageSequence.Iterator(im)]
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError): pass  # not of a kind that has palettes
+    if (head := read_header(path)).samples > 2: raise ValueError(f"{path} must hold numbers of objects, it holds colours")
+    return [read_page(path, k).values[..., 0] for k in range(head.pages)]

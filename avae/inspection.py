@@ -51,11 +51,13 @@ def inspect_folder(
     if not good: raise ValueError(f"none of the {len(files):,} files in {printable(root)} can be read; the first: {bad[0][1]}")
     items = [(f, page, h) for f, h in good for page in range(h.pages)]
     some = [items[i*len(items)//most] for i in range(most)] if len(items) > most else items
-    coloured = any(map(_coloured, [(f, page) for f, page, h in some if h.samples >= 3][:32]))
+    perhaps = [v for v in some if v[2].samples >= 3][:32] + [v for v in some if v[2].samples < 3 and v[2].number == "uint8"][::8]  # a palette
+    coloured = any(map(_coloured, [(f, page) for f, page, _ in perhaps]))
     side, channels = _side_that_fits([h for _, _, h in some]), 3 if coloured else 1
     intensity = measure_intensity(page for f, k, _ in some if (page := _read(bad, read_page, f, k, channels=channels)))
-    found = {(f, k): x for f, k, _ in some if (x := _read(bad, read_image, f, k, channels, intensity=intensity)) is not None}
-    x = torch.stack([on_canvas(v, side) for v in found.values()])
+    found = {(f, k): on_canvas(x, side) for f, k, _ in some
+             if (x := _read(bad, read_image, f, k, channels, intensity=intensity)) is not None}
+    x = torch.stack(list(found.values()))
     round_mask = disc((side, side))
     back = estimate_background(x, round_mask)
     above = ((x - back[..., None, None])*round_mask).mean()

@@ -86,7 +86,11 @@ class StandardNormal:
         logvar: Tensor,  # (N, L), log sigma^2
     ) -> Tensor:  # (N,) nats
         "KL(N(mu, exp(logvar)) || N(0, I)) (Kingma and Welling, 2014, appendix B)."
-        return 0.5*(mu**2 + logvar.exp() - 1 - logvar).sum(1)
+        return self.kl_each(mu, logvar).sum(1)
+
+    def kl_each(self, mu: Tensor, logvar: Tensor) -> Tensor:  # two (N, L) -> (N, L) nats
+        "The part of each latent, for `free_bits`."
+        return 0.5*(mu**2 + logvar.exp() - 1 - logvar)
 
     def sample(self, n: int, latent: int, device=None) -> Tensor:  # (n, latent)
         "Draw codes."
@@ -110,9 +114,9 @@ class KLSchedule(NamedTuple):
 class PaperPrior(StandardNormal):
     r"The KL of the 2019 code: $\log\sigma^2$ read as $\log\sigma$. For comparison only."
 
-    def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:  # two (N, L) -> (N,)
+    def kl_each(self, mu: Tensor, logvar: Tensor) -> Tensor:  # two (N, L) -> (N, L)
         "KL of N(mu, exp(logvar)^2), which is not the Gaussian that codes are drawn from."
-        return -0.5*(1 + 2*logvar - mu**2 - (2*logvar).exp()).sum(1)
+        return -0.5*(1 + 2*logvar - mu**2 - (2*logvar).exp())
 
 class PaperLoss:
     "Summed squared error of a sigmoid output against normalised targets (Bidart and Wong, 2019). For comparison only."
@@ -354,7 +358,7 @@ class VAE(nn.Module, Pretrained):
         if latent < 1 or channels < 1 or classes < 0:
             raise ValueError(f"latent and channels must be at least 1, and classes at least 0, got {latent}, {channels} "
                              f"and {classes}")
-        self.latent, self.channels, self.arch, self.classes = latent, channels, arch, classes
+        self.latent, self.channels, self.arch, self.classes = int(latent), int(channels), arch, int(classes)
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.layers = {k: v for k, v in (("widths", tuple(widths)), ("hidden", hidden)) if v != NEWER[k]}
         if arch != "default" and self.layers: raise ValueError(f'widths and hidden are for arch "default", got {arch!r}')
@@ -387,7 +391,7 @@ class VAE(nn.Module, Pretrained):
     def _one_hot(self, labels, like):
         "Labels (N,) as (N, K); all 0 where none is known: None, or -1."
         if labels is None: return like.new_zeros(len(like), self.classes)
-        return F.one_hot(labels + 1, self.classes + 1)[:, 1:].to(like)
+        return F.one_hot(labels.long() + 1, self.classes + 1)[:, 1:].to(like)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:  # (N, L) each
         "A code for each Gaussian: drawn at random (or by `noise`) in training, `mu` in eval mode."

@@ -7,10 +7,12 @@ __all__ = ['SCHEDULES', 'WHOLE', 'OURS', 'check_options', 'background_of', 'hard
 
 # %% ../nbs/11_options.ipynb #686abb50
 import math, warnings
+from numbers import Integral
 import torch
 from torch import Tensor
 from .affine import MODES, PoseSpace, along_border, estimate_background, flat_field
 from .affine_vae import AffineVAE
+from .data import _count
 from .models import VAE
 from .optimizers import multistart
 from .processes import PRECISIONS
@@ -38,13 +40,15 @@ def check_options(
         raise TypeError(f"model must be a VAE or an AffineVAE (around any module), got {type(model).__name__}")
     for k, least in WHOLE.items():
         v = (options | {"save_every": save_every})[k]
-        if v is not None and (not isinstance(v, int) or isinstance(v, bool) or v < least):
+        if v is not None and (not isinstance(v, Integral) or isinstance(v, bool) or v < least):
             raise ValueError(f"{k} must be a whole number, at least {least}, got {v}")
     for k in ("lr", "clip"):
         if (v := options[k]) is not None and not v > 0: raise ValueError(f"{k} must be positive, got {v}")
     for k in ("weight_decay", "kl_weight", "capacity", "free_bits"):
         if not options[k] >= 0: raise ValueError(f"{k} must not be negative, got {options[k]}")
-    if options["patience"] and valid is None: raise ValueError("patience needs validation images")
+    if options["patience"] and not (valid is not None and _count(valid)): raise ValueError("patience needs validation images")
+    if options["free_bits"] and not hasattr(model.prior, "kl_each"):
+        raise ValueError(f"free_bits needs a prior with kl_each(mu, logvar) -> (N, L) nats, {type(model.prior).__name__} has none")
     choices = dict(schedule=tuple(SCHEDULES), interpolation=MODES, mixed_precision=tuple(PRECISIONS))
     for k, known in choices.items():
         if options[k] not in known: raise ValueError(f"{k} must be one of {', '.join(known)}, got {options[k]!r}")

@@ -7,6 +7,7 @@ __all__ = ['MAT', 'pixel_mat', 'canonical_pages', 'page_background', 'write_page
            'transform_boxes', 'enclosing', 'transform_masks']
 
 # %% ../nbs/17_originals.ipynb #a71b60f4
+import hashlib, os
 from pathlib import Path
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from .affine import estimate_background, resample
 from .core import atomic_write
+from .decoders import _check_memory
 from .files import last_name
-from .formats import Page, map_files, read_original, reading_threads
+from .formats import SUFFIXES, Page, map_files, read_original, reading_threads
 
 # %% ../nbs/17_originals.ipynb #cbb21739
 def pixel_mat(
@@ -37,7 +39,7 @@ def pixel_mat(
 def _along(n, side, canvas):
     "Where the middle of the first of n pixels lies on the canvas, which goes from -1 to 1."
     scale = canvas/side
-    there = (n*scale).round().clamp_min(1)  # pixels that the original takes there
+    there = (n*canvas/side).round().clamp_min(1)  # pixels that the original takes there
     middle = (canvas - there).div(2, rounding_mode="floor") + there/2
     return 2*(middle + (0.5 - n/2)*scale)/canvas - 1
 
@@ -57,6 +59,7 @@ def canonical_pages(
     "Pictures in their canonical poses, interpolated once. `ValueError` if they are longer than 32,768 pixels."
     long = max(pages[0].values.shape)
     if long > 32_768: raise ValueError(f"a square of {long:,} pixels is too large")
+    _check_memory((long, long, pages[0].values.shape[-1]), 70)  # bytes a number, as measured
     if fill is None: fill = torch.stack([page_background(p) for p in pages])
     values = _moved(np.stack([p.values for p in pages]), mat, fill)
     if pages[0].opacity is None: return [Page(v, None, pages[0].number) for v in values]
@@ -105,9 +108,16 @@ def write_page(
     values = values[..., 0] if values.shape[-1] == 1 else values
     png = not tiff and (values.dtype == np.uint8 or values.dtype == np.uint16 and values.ndim == 2)
     suffix = ".png" if png else ".tif"
-    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
+    path = path.with_name(_named(path.name, suffix))
     with atomic_write(path) as tmp: _write_png(tmp, values) if png else _write_tiff(tmp, values, grey, alpha)
     return path
+
+def _named(name, suffix, most=255):
+    "Names of two pictures stay two: a.jpg becomes a.jpg.png, and a.jpg.png becomes a.jpg.png.png. A long name is cut."
+    stem, own = os.path.splitext(name)
+    if own != suffix or Path(stem).suffix.lower() in SUFFIXES: stem, own = name, suffix
+    if len(raw := os.fsencode(stem)) <= most - len(suffix): return stem + own
+    return raw[:most - 14].decode(errors="ignore") + f"-{hashlib.sha256(raw).hexdigest()[:8]}" + own
 
 def _write_png(path, values):
     from PIL import Image

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .affine_vae import AffineVAE
 from .atlas_page import PALETTE, colour_wheel, hex_of, packed, page_of
 from .canonicalize import _canvas, _one_number, _only_one, _own_device, as_affine, fingerprint_of
-from .core import atomic_write
+from .core import as_device, atomic_write
 from .data import batches
 from .formats import Intensity, printable
 from .models import full_precision
@@ -243,7 +243,7 @@ def atlas(
     """Write a page that shows all pictures of a result. `FileNotFoundError` if something is missing, `ValueError` if a
     table or a model does not fit, or for another column or layout."""
     import pyarrow as pa
-    out = Path(out)
+    out, device = Path(out), as_device(device or _own_device())
     result = _open_result(out, data, model)
     period = lambda k: result.model.poses.period(k.removeprefix("second_"))
     columns = _columns(result, join_table(result.table, table) if table else {})
@@ -254,7 +254,7 @@ def atlas(
     xy = on_map(places)
     order, first = coarse_first(xy)
     with _only_one(out/".lock-atlas"):
-        folder, sheets, floor = _write_pictures(out, result, rows, order, torch.device(device or _own_device()))
+        folder, sheets, floor = _write_pictures(out, result, rows, order, device)
         columns["excess"] = columns["loss"].take(rows).to_numpy() - floor
         record = dict(n=len(rows), x=packed(xy[order, 0]), y=packed(xy[order, 1]), first=first, wide=WIDE,
                       folder=folder.name, colour=colour, names=result.table["file"].take(rows[order]).to_pylist(),
@@ -295,7 +295,8 @@ def _columns(result, own):
     rest = {k: t[k] for k in t.column_names if k not in hidden}
     dull = [k for k in ("width", "height", "passes", "moved") if len(rest[k].drop_null().unique()) < 2]
     rest = {k: v for k, v in rest.items() if k not in dull}
-    return {"loss": rest.pop("loss"), "excess": None} | {(f"my {k}" if k in rest else k): v for k, v in own.items()} | rest
+    mine = {f"my {k}" if k in rest or k == "excess" else k: v for k, v in own.items()}
+    return {"loss": rest.pop("loss"), "excess": None} | mine | rest
 
 def _colours():
     from matplotlib import colormaps
@@ -318,4 +319,8 @@ def _sweep(out, keep=None):
     page = out/"atlas.html"
     used = page.read_text(encoding="utf-8") if page.exists() and keep is None else ""
     for f in [*out.glob("atlas-????????"), *out.glob(".tmp-atlas-*")]:
-        if f.is_dir() and f != keep and f.name not in used: shutil.rmtree(f)
+        if f.is_dir() and f != keep and f.name not in used and _is_ours(f): shutil.rmtree(f)
+
+def _is_ours(folder):
+    "Is nothing in this folder but sheets of pictures?"
+    return folder.name[0] == "." or all(p.suffix == ".jpg" for p in folder.iterdir())

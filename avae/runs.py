@@ -49,8 +49,8 @@ def patience_over(
     patience: int | None,  # epochs; None never ends
 ) -> bool:
     "Has the validation loss not improved for so many epochs?"
-    best = min(range(len(history)), key=lambda i: history[i].valid, default=0)
-    return bool(patience) and len(history) - 1 - best >= patience
+    judged = [e for e in history if not math.isnan(e.valid)]
+    return bool(patience and judged) and history[-1].epoch - min(judged, key=lambda e: e.valid).epoch >= patience
 
 # %% ../nbs/11_runs.ipynb #d20007
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -93,17 +93,23 @@ def fingerprint(
 def check_same(
     folder: Path,
     settings: dict,  # of the run that is to go on there
-) -> bool:  # is it to become longer? one with a constant rate may
+) -> bool:  # is it to become longer? one with a constant rate, and no capacity that rises with its length, may
     "`ValueError` in one sentence if a run was started with other settings."
     path = folder/"settings.json"
-    try: old, new = json.loads(path.read_text())["train"], settings["train"]
+    try: old, new = _as_given(json.loads(path.read_text())["train"]), _as_given(settings["train"])
     except FileNotFoundError as e: raise FileNotFoundError(f"there is no run in {folder}: settings.json is missing") from e
     except (ValueError, KeyError) as e: raise ValueError(f"{path} is damaged ({e})") from e
-    longer = new.get("schedule") == "constant" and new["epochs"] > old["epochs"]
+    longer = new.get("schedule") == "constant" and not new.get("capacity") and new["epochs"] > old["epochs"]
     for k in old.keys() & new.keys():  # what one of them lacks is newer, or gone
         if old[k] == new[k] or k == "epochs" and longer or None in (old[k], new[k]) and k.endswith("fingerprint"): continue
         raise ValueError(f"{folder} was started with {_difference(k, old[k], new[k])}")
     return longer
+
+def _as_given(settings):
+    "Settings without what a training itself changes: a learned sigma, and a guess."
+    if not isinstance(settings, dict): return settings
+    changed = {"guess", "sigma"} if settings.get("learned") else {"guess"}
+    return {k: _as_given(v) for k, v in settings.items() if k not in changed}
 
 def _difference(name, old, new):
     "In words, as close to the place as possible."

@@ -9,6 +9,7 @@ __all__ = ['mean_loss', 'train']
 import json, math, platform, time, warnings
 from contextlib import nullcontext
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable
@@ -23,7 +24,7 @@ from .data import Images, Indexed, batches, intensity_of, labels_of
 from .guess import LEAST_IMAGES, fit_guess
 from .memory import (PoseMemory, SearchSchedule, agreement, aligned_in_pairs, candidates, centred, pose_histograms,
                          pose_leakage, pose_report, pose_warning, tally)
-from .models import VAE, KLSchedule, name_of
+from .models import VAE, KLSchedule, name_of, precision
 from .optimizers import default_budget
 from .options import SCHEDULES, background_of, check_frame, check_options
 from .processes import Processes, SyncBatchNorm2d, decayed, generator, smallest_batch
@@ -54,8 +55,7 @@ class _Loss(nn.Module):
         out = self.model(x, noise, **told) if pose is None else self.model.explain(x, pose, noise=noise, **told)
         kl = out.kl
         if self.free:  # latent by latent
-            each = self.model.prior.kl(out.mu.reshape(-1, 1), out.logvar.reshape(-1, 1))
-            kl = each.view_as(out.mu).clamp_min(self.free).sum(1)
+            kl = self.model.prior.kl_each(out.mu, out.logvar).clamp_min(self.free).sum(1)
         return out.nll + weight*torch.where(capacity > 0, (kl - capacity).abs(), kl), out.loss
 
 # %% ../nbs/12_training.ipynb #e30015
@@ -71,7 +71,7 @@ class _Trainer:
         self.data, self.valid = Indexed(data, *expect), None if valid is None else Indexed(valid, *expect)
         self.labels = labels_of(data)
         self.told = self._classes()
-        if self.affine and model.intensity is None: model.intensity = intensity_of(data)
+        if self.affine and (found := intensity_of(data)) is not None: model.intensity = found
         self._look_at_data()
         self.memory = PoseMemory(len(self.data), model.poses, self.size) if self.affine else None
         whole = default_budget(model.poses) if self.affine else 0
@@ -88,7 +88,7 @@ class _Trainer:
     def _classes(self):
         "Labels that networks are told, if they are made for it; one sentence if that cannot be."
         if not (k := getattr(self.vae, "classes", 0)): return None
-        if (y := self.labels) is None or y.is_floating_point() or not ((y >= -1) & (y < k)).all():
+        if (y := self.labels) is None or y.is_floating_point() or not ((y := y.long()) >= -1).all() or not (y < k).all():
             raise ValueError(f"data must have labels from 0 to {k - 1}, or -1 where none is known, for classes={k}")
         return y
 
@@ -104,6 +104,7 @@ class _Trainer:
         if self.processes.main: check_frame(self.model, some, self.options.fill, self.augment is not None)
         self.model.to(self.device)
         if self.affine: self.model.check_module(one)
+        one = one.to(precision(self.vae))
         with torch.no_grad(), evaluating(self.model): self.latent = self.vae.encode(one)[0].shape[1]
         self.least = smallest_batch(self.vae, one)
         share = n//self.steps//self.processes.count
@@ -159,6 +160,10 @@ class _Trainer:
         self.processes.step(learned.float().sum()*(self.shares/n), self.optimizer, options.clip)  # averaged over processes
         return losses.detach().float().sum()
 
+    def before_reading(self):
+        "For a data set that draws random numbers where it reads images: each step has its own."
+        torch.manual_seed(generator(self.options.seed, self.epoch, self.step, 2).initial_seed() + self.share)
+
     def mine(self, v):  # (B, ...) for the whole batch -> (b, ...) for this process, on its device
         return v.tensor_split(self.shares)[self.share].to(self.device)
 
@@ -167,6 +172,7 @@ class _Trainer:
         vary, the second half of these steps searches, in wider ranges of poses. It may start where a checkpoint was."""
         start, steps, poses, schedule = time.perf_counter(), self.options.align, self.model.poses, self.schedule
         order = torch.randperm(len(self.data), generator=generator(self.options.seed, 0))[:most]
+        self.before_reading()
         if self.epoch: self.align(order)
         self.epoch, before = 0, self.seconds
         self.model.poses = self.memory.poses = poses.widened()  # some may lie at an end, and others as far at the other
@@ -176,6 +182,7 @@ class _Trainer:
             for step in range(self.step, steps):
                 if len(poses) > 1 and step >= steps//2: self.schedule = schedule
                 some = torch.randperm(len(order), generator=generator(self.options.seed, 0, step, 0))
+                self.before_reading()
                 idx, x = self.data.__getitems__(order[some[:self.options.batch_size]].tolist())
                 loss = self.learn(len(x), idx, x.to(self.device))
                 self.step += 1
@@ -210,6 +217,7 @@ class _Trainer:
         order = torch.randperm(len(self.data), generator=generator(self.options.seed, self.epoch))
         whole = order.tensor_split(self.steps)[self.step:]
         shares = [b.tensor_split(self.shares)[self.share].tolist() for b in whole]
+        self.before_reading()
         for batch, (idx, x) in zip(whole, batches(self.data, shares, self.workers, self.device)):
             loss = self.learn(len(batch), idx, x)
             self.sums[0] += loss
@@ -218,6 +226,7 @@ class _Trainer:
             bar.update(len(batch))
             self.seconds = time.perf_counter() - start
             if save_every and not self.step % save_every and self.step < self.steps: save()
+            self.before_reading()
         self.close_epoch(start)
 
     def close_epoch(self, start):
@@ -293,7 +302,9 @@ class _Trainer:
     def load(self, tensors, numbers):
         "Go back to where `state` was taken."
         part = lambda name: {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
-        self.model.load_state_dict(part("model"))
+        state = part("model")
+        if self.affine and not any(k.startswith("guess.") for k in state): self.model.guess = None  # it comes in the end
+        self.model.load_state_dict(state)
         self.best = {k: v.to(self.device) for k, v in part("best").items()} or None
         moments = {}
         for k, v in part("optimizer").items(): moments.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
@@ -311,7 +322,7 @@ class _Trainer:
 def train(
     model: nn.Module,  # trained in place: a `VAE`; or an `AffineVAE`, then poses are optimised, too
     data: Tensor | Images | Dataset,  # N images (C, H, W), float in [0, 1] or uint8; labels are for classes and histograms
-    valid: Tensor | Images | Dataset | None = None,  # the weights that score best on them are kept
+    valid: Tensor | Images | Dataset | None = None,  # the weights that score best on them, told no labels, are kept
     augment: PoseSpace | None = None,  # show each image in a random pose of this space, another one in every epoch
     run: str | Path | None = None,  # folder for the record of the run and its checkpoints; nothing is written if None
     resume: bool = False,  # go on with the run in that folder
@@ -344,8 +355,8 @@ def train(
     watch: Callable | None = None,  # called as a `Watch` is: after the aligned images, after each epoch, and in the end
     extra: dict | None = None,  # further entries for settings.json; words are saved with the model, too
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
-    """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed.
-    (GPUs add up in any order.) Poses are searched by the `AffineVAE`'s own search, for validation with its own budget;
+    """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed. (GPUs add up in any order;
+    `workers` that draw random numbers draw others if an epoch is resumed in its middle.) Poses are searched by the `AffineVAE`'s own search, for validation with its own budget;
     PyTorch's global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
@@ -355,6 +366,7 @@ def train(
                    search_budget=search_budget, search_every=search_every, search_warmup=search_warmup, align=align,
                    fill=fill, interpolation=interpolation, mixed_precision=mixed_precision, compile=compile)
     check_options(model, augment, valid, save_every, extra or {}, **options)
+    options = {k: int(v) if isinstance(v, Integral) and not isinstance(v, bool) else v for k, v in options.items()}  # of NumPy
     if guess and not isinstance(model, AffineVAE): raise TypeError("guess needs an AffineVAE: a VAE has no poses")
     if not guess and getattr(model, "guess", None) is not None:
         warnings.warn("the guess of the model is of before this training: guess=True learns it anew in the end")
