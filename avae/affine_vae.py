@@ -303,7 +303,7 @@ class AffineVAE(nn.Module, Pretrained):
 
     def _check_pose(self, pose, n):
         "Known poses, if they are as many as the images, finite, and of positive scale."
-        want, got = (n, len(self.poses)), tuple(pose.shape) if isinstance(pose, Tensor) else pose
+        want, got = (n, len(self.poses)), tuple(pose.shape) if isinstance(pose, Tensor) else type(pose).__name__
         if not isinstance(pose, Tensor) or got != want:
             raise ValueError(f"pose must be a tensor (N, D)={want}, got {got}")
         if not pose.isfinite().all(): raise ValueError("pose must be finite, got NaN or infinity")
