@@ -7,7 +7,7 @@ __all__ = ['WIDE', 'UNITS', 'place_codes', 'on_map', 'coarse_first', 'column_of'
            'atlas']
 
 # %% ../nbs/18_overview.ipynb #b668d6ba
-import json, os, shutil, tempfile, warnings
+import json, os, re, shutil, tempfile, warnings
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -323,4 +323,4 @@ def _sweep(out, keep=None):
 
 def _is_ours(folder):
     "Is nothing in this folder but sheets of pictures?"
-    return folder.name[0] == "." or all(p.suffix == ".jpg" for p in folder.iterdir())
+    return folder.name[0] == "." or all(re.fullmatch(r"([sd]\d+|odd)\.jpg", p.name) for p in folder.iterdir())

@@ -356,8 +356,8 @@ def train(
     extra: dict | None = None,  # further entries for settings.json; words are saved with the model, too
 ) -> list[Epoch]:  # the history; the model is left with its best weights, in eval mode
     """Train by AdamW; same seed, same CPU, same weights, also if the run was killed and resumed. (GPUs add up in any order;
-    `workers` that draw random numbers draw others if an epoch is resumed in its middle.) Poses are searched by the `AffineVAE`'s own search, for validation with its own budget;
-    PyTorch's global seed is set.
+    `workers` that draw random numbers draw others if an epoch is resumed in its middle.) Poses are searched by the
+    `AffineVAE`'s own search, for validation with its own budget; PyTorch's global seed is set.
     `ValueError` for settings that make no sense and if the loss is no longer a number, `OSError` if the run cannot be
     written, `FileExistsError` if there is one already."""
     if search_budget is None: search_budget = default_budget(model.poses, carried=True) if hasattr(model, "poses") else 12
