@@ -261,7 +261,7 @@ class AffineVAE(nn.Module, Pretrained):
 
     @property
     def energy(self):  # x (N, C, H, W), pose (N, S, D) -> (N, S) nats
-        "What a search makes small, a `PoseEnergy`."
+        "What a search makes small, a `PoseEnergy`; without what `trust` in a guess adds to it."
         return PoseEnergy(self)
 
     def search(
