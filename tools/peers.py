@@ -5,7 +5,7 @@
 
 Makes an environment of its own for the others (`runs/beside_others/env`), runs each of `PLAN` in a process of its own,
 and gathers the numbers in `nbs/results/beside_others.json`, which `46_beside_others` shows. What the results
-file holds is not run again, unless `--fresh` says so: all of it takes some fourteen hours of one core, goes on with the
+file holds is not run again, unless `--fresh` says so: all of it takes some twenty hours of one core, goes on with the
 same command, without `--fresh`, and `--cores` runs several at a time. DATA holds MNIST and Fashion-MNIST, as torchvision
 lays them out.
 """
@@ -28,6 +28,7 @@ PLAN = [(m, d, 2, 0, SHORT) for d in SETS for m in MODELS]
 PLAN += [(m, d, 2, s, SHORT) for s in (1, 2) for d in SETS for m in MODELS]
 PLAN += [(m, "mnist", 2, 0, LONG) for m in ("pyroved", "atomai", "equiadapt", "avae", "augmented", "pythae")]
 PLAN += [(m, "mnist", 2, s, LONG) for s in (1, 2) for m in ("pyroved", "atomai", "avae", "equiadapt")]
+PLAN += [(m, "fashion_mnist", 2, s, LONG) for s in range(3) for m in ("pyroved", "atomai", "avae", "equiadapt")]
 PLAN += [(m, d, 8, s, SHORT) for s in range(3) for d in SETS for m in MODELS]
 
 class Over(Exception):
