@@ -35,7 +35,8 @@ def look_into(
     Sizes, depths, colours, backgrounds, what stands still in the frame, and files that cannot be read."""
     from avae.core import check_writable
     from avae.inspection import contact_sheet, in_words, inspect_folder
-    here, inside = Path(folder).resolve(), Path(folder).is_dir() and Path.cwd().is_relative_to(Path(folder).resolve())
+    here = Path(folder).resolve()
+    inside = here.is_dir() and Path.cwd().is_relative_to(here)
     sheet = sheet or (here.with_name(f"{here.name}-sheet.png") if inside else Path("sheet.png"))
     check_writable(sheet)
     print(in_words(found := inspect_folder(folder)))

@@ -159,10 +159,11 @@ def _outer_axes(series):
     axes = series.axes if "C" in series.axes or "S" in _axes(series.keyframe) else series.axes.replace("S", "C")
     return {a: n for a, n in zip(axes, series.shape) if a not in "YXS"}
 
+def _has_few_bits(page): return np.dtype(page.dtype).kind in "ub" and page.bitspersample < 8
+
 def _number(page):
     "Kind of number; what has fewer than 8 bits is spread over those that 8 have, where a picture is read."
-    few = np.dtype(page.dtype).kind in "ub" and page.bitspersample < 8
-    return "uint8" if few or _photometric(page) == "PALETTE" else _kind_of(page.dtype, page.bitspersample)
+    return "uint8" if _has_few_bits(page) or _photometric(page) == "PALETTE" else _kind_of(page.dtype, page.bitspersample)
 
 def _tiff_plane(file, series, at):
     "The `Page` at a place {axis: index} of a series."
@@ -201,7 +202,7 @@ def _meaning(a, frame):
     low, high = full_range(number)
     if kind == "PALETTE": return Page((frame.colormap[:, a[..., 0]] >> 8).transpose(1, 2, 0).astype(np.uint8), None, number)
     if kind in ("CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV", "CFA"): raise ValueError(f"its colours are {kind}")
-    if a.dtype.kind in "ub" and frame.bitspersample < 8: a = (a.astype(np.float32)*(255/(2**frame.bitspersample - 1))).round().astype(np.uint8)
+    if _has_few_bits(frame): a = (a.astype(np.float32)*(255/(2**frame.bitspersample - 1))).round().astype(np.uint8)
     stored = a.dtype
     if kind == "MINISWHITE": a = (low + high - a.astype(np.float64)).astype(a.dtype)
     opacity = None

@@ -6,13 +6,13 @@
 __all__ = ['PERIODS', 'angle_error', 'progress', 'score', 'summary', 'evaluate_rotation', 'format_report', 'loss_over_angle']
 
 # %% ../nbs/13_evaluation.ipynb #7bc528b6
-import os, time
+import os
 from typing import Iterable
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from .affine import random_views, warp
-from .core import device_of, evaluating, synchronize
+from .core import device_of, evaluating, timed
 from .affine_vae import AffineVAE
 from .inference import elbo
 from .memory import leakage_words, pose_leakage
@@ -68,11 +68,8 @@ def _mean(v): return v.cpu().double().mean().item()
 # %% ../nbs/13_evaluation.ipynb #8732bb3b
 def _timed(f, x):
     "The result of `f()` and the milliseconds it took for each of the images x."
-    synchronize(x.device)
-    start = time.perf_counter()
-    out = f()
-    synchronize(x.device)
-    return out, 1000*(time.perf_counter() - start)/max(len(x), 1)
+    out, seconds = timed(f, x.device)
+    return out, 1000*seconds/max(len(x), 1)
 
 @torch.no_grad()
 def evaluate_rotation(

@@ -55,7 +55,8 @@ def _walk(root):
         if (real := os.path.realpath(folder)) in seen: continue
         seen.add(real)
         with os.scandir(folder) as entries: entries = sorted(entries, key=lambda e: e.name)
-        if folder != root and any(mark <= {e.name for e in entries} for mark in OURS): continue
+        names = {e.name for e in entries}
+        if folder != root and any(mark <= names for mark in OURS): continue
         for e in entries:
             if e.name.startswith(".") or e.name in NOT_MINE: continue
             if e.is_dir() and is_zarr(folder/e.name): files.append(folder/e.name)

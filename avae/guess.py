@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 from .affine import PoseSpace, warp
-from .core import atomic_write, device_of, evaluating, even_noise, json_text, synchronize
+from .core import atomic_write, device_of, evaluating, even_noise, json_text, timed
 from .data import split_valid
 from .models import PARTS, _filled, full_precision, precision
 
@@ -369,11 +369,5 @@ def measure_passes(
     p, b, ratio = avae.poses.identity(n).to(x), avae.background(x), []
     with evaluating(avae):
         for _ in range(rounds):
-            ratio.append(_seconds(lambda: guess(x, b), x.device)/_seconds(lambda: avae.explain(x, p), x.device))
+            ratio.append(timed(lambda: guess(x, b), x.device)[1]/timed(lambda: avae.explain(x, p), x.device)[1])
     return max(1, math.ceil(sorted(ratio)[rounds//2] - 0.1))
-
-def _seconds(f, device):
-    start = time.perf_counter()
-    f()
-    synchronize(device)
-    return time.perf_counter() - start

@@ -369,4 +369,3 @@ def _register_best(energy, x, pose, spend, keep=0.45, coarse=(4, 2, 2)):
         pose = _pick(energies, math.ceil(keep*spend), better)
         spend -= pose.shape[1]
     return [torch.cat(v, 1) for v in zip(*found)]
-

@@ -88,9 +88,10 @@ class _Trainer:
     def _classes(self):
         "Labels that networks are told, if they are made for it; one sentence if that cannot be."
         if not (k := getattr(self.vae, "classes", 0)): return None
-        if (y := self.labels) is None or y.is_floating_point() or not ((y := y.long()) >= -1).all() or not (y < k).all():
+        whole = None if (y := self.labels) is None or y.is_floating_point() else y.long()
+        if whole is None or not ((whole >= -1) & (whole < k)).all():
             raise ValueError(f"data must have labels from 0 to {k - 1}, or -1 where none is known, for classes={k}")
-        return y
+        return whole
 
     def _look_at_data(self):
         "Some images: their size, what is wrong with them, how the model takes them."

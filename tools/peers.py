@@ -27,8 +27,8 @@ N, OTHERS, SIZE = 10_000, 2_000, 40
 PLAN = [(m, d, 2, 0, SHORT) for d in SETS for m in MODELS]
 PLAN += [(m, d, 2, s, SHORT) for s in (1, 2) for d in SETS for m in MODELS]
 PLAN += [(m, "mnist", 2, 0, LONG) for m in ("pyroved", "atomai", "equiadapt", "avae", "augmented", "pythae")]
-PLAN += [(m, "mnist", 2, s, LONG) for s in (1, 2) for m in ("pyroved", "atomai", "avae", "equiadapt")]
-PLAN += [(m, "fashion_mnist", 2, s, LONG) for s in range(3) for m in ("pyroved", "atomai", "avae", "equiadapt")]
+AGAIN = [("mnist", 1), ("mnist", 2), *(("fashion_mnist", s) for s in range(3))]
+PLAN += [(m, d, 2, s, LONG) for d, s in AGAIN for m in ("pyroved", "atomai", "avae", "equiadapt")]  # those that know of angles
 PLAN += [(m, d, 8, s, SHORT) for s in range(3) for d in SETS for m in MODELS]
 
 class Over(Exception):
@@ -284,7 +284,8 @@ def main():
     a = p.parse_args()
     if not a.data: p.error("say where the data sets are: --data, or AVAE_DATA")
     RUNS.mkdir(parents=True, exist_ok=True)
-    if a.fresh: RESULTS.unlink(missing_ok=True), [path.unlink() for path in RUNS.glob("*.json")]
+    if a.fresh:
+        for path in (RESULTS, *RUNS.glob("*.json")): path.unlink(missing_ok=True)
     restore()
     make_env()
     with ThreadPoolExecutor(a.cores) as pool: list(pool.map(lambda task: run(task, a.data.resolve()), PLAN))
