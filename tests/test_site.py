@@ -218,6 +218,10 @@ def test_search(reader, where, theme):
     page.keyboard.type('PoseSpace')
     hit = page.locator('.search-result').filter(has_text='PoseSpace').first
     hit.wait_for(timeout=10_000)
+    page.wait_for_function('''() => {  // the list is drawn anew for each letter: until it is the same twice
+      const before = window.lastResults
+      window.lastResults = [...document.querySelectorAll('.search-result')].map(e => e.outerHTML).join()
+      return window.lastResults === before }''', polling=300)
     page.screenshot(path=SHOTS/f'search-{where}-{theme}.png')
     assert contrast(page, hit.locator('.search-result-title')) > 4.5
     assert page.locator('.search-result[href*="affine.html#posespace"]').count()
