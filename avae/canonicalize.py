@@ -273,7 +273,7 @@ def canonicalize(
     if executor not in ("here", "ray"): raise ValueError(f'executor must be "here" or "ray", got {executor!r}')
     start, out, (rank, world) = time.perf_counter(), Path(out), place()
     model, device = as_affine(model, budget), device or _own_device()
-    device = torch.device(device) if executor == "ray" else as_device(device)  # the actors may have others
+    device = as_device(device, here=executor != "ray")  # the actors may have others
     size, channels = _canvas(model)
     how = dict(channels=channels, channel=channel, project=project)
     listed = list_files(data, select)

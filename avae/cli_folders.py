@@ -71,6 +71,7 @@ def canonicalize(
     try: done = canonicalize(data, model, out, not no_images, select, budget, **how)
     except KeyboardInterrupt: sys.exit("avae: interrupted, the same command goes on with what is left")
     print(in_words(done))
+    if done.errors == done.images: sys.exit("avae: no picture can be read, the table says why")
 
 # %% ../nbs/18_cli_folders.ipynb #b5690759
 def atlas(

@@ -42,9 +42,12 @@ def default_device() -> torch.device:  # "cuda", "mps" or "cpu", the first that 
 
 def as_device(
     name: str | torch.device | None,  # the fastest if None
+    here: bool = True,  # must this machine have it?
 ) -> torch.device:
     "A device that is there; `ValueError` if it is not."
-    try: torch.zeros(1, device=(device := torch.device(name or default_device())))
+    try:
+        device = torch.device(name or default_device())
+        if here: torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"there is no device {name}: {str(e).splitlines()[0]}") from e
     return device
