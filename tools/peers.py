@@ -46,7 +46,7 @@ class Clock:
 # there is one, makes other pairs of such functions out of the same model, by name.
 
 def avae(x, latent, seed, clock):
-    "AffineVAE around the default VAE, angles of a full circle; `train` with its defaults."
+    "AffineVAE around the default VAE, angles of a full circle, trained with the defaults."
     from avae import VAE, AffineVAE, PoseSpace, train
     model, epochs = AffineVAE(VAE(latent=latent), PoseSpace(angle=180)), EPOCHS["avae", clock.limit]
     train(model, x, epochs=epochs, seed=seed, device="cpu")
