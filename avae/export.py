@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .affine_vae import AffineVAE, AffineVAEOutput, _passes
 from .canonicalize import as_affine, explain_images
 from .core import as_device, atomic_write, check_images, evaluating
+from .models import full_precision
 from .optimizers import multistart, scan
 
 # %% ../nbs/18_export.ipynb #6e2a8945
@@ -76,9 +77,10 @@ class FixedSearch(nn.Module):
             raise ValueError(f"model must search one continuous parameter by multistart or scan, got {model.poses}")
         self.model, self.budget = model.eval(), _passes(model.budget if budget is None else budget)
 
-    def forward(self, x: Tensor) -> AffineVAEOutput:  # (N, C, H, W) in [0, 1]
-        "Find the pose of each image and explain it."
-        model, background = self.model, self.model.background(x)
+    def forward(self, x: Tensor) -> AffineVAEOutput:  # (N, C, H, W), float in [0, 1], whose values are not looked at, or uint8
+        "Find the pose of each image and explain it. Errors as `check_images`."
+        model, x = self.model, full_precision(check_images(x, values=False), self.model.vae)
+        background = model.background(x)
         def energy(x, pose):
             many = lambda v: v.repeat_interleave(pose.shape[1], 0)
             loss = model._explain(many(x), pose.flatten(0, 1), 1, None, many(background))[0].loss.view(pose.shape[:2])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from .core import atomic_write, default_device
+from .core import as_device, atomic_write
 
 # %% ../nbs/10_processes.ipynb #b18dfb59
 def generator(*numbers: int) -> torch.Generator:  # integers >= 0, such as (seed, epoch, step)
@@ -57,15 +57,10 @@ class Processes:
 
     @staticmethod
     def _device(device):
-        "The device, if it is there."
-        try:
-            device = torch.device(device or default_device())
-            if device.type == "cuda":
-                if device.index is None: device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-                torch.cuda.set_device(device)
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as e:
-            raise ValueError(f"cannot train on {device}: {str(e).splitlines()[0]}") from e
+        "The device, if it is there; of several GPUs the one of this process, if none is named."
+        device = as_device(device, here=False)
+        if device.type == "cuda" and device.index is None: device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if as_device(device).type == "cuda": torch.cuda.set_device(device)
         return device
 
     def autocast(self):
