@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .atlas_page import colour_wheel
 from .canonicalize import _canvas, _one_number, _own_device, as_affine, explain_images
-from .core import as_device, write_json
+from .core import as_device, check_writable, write_json
 from .data import _diagonals, _frames_of_labels, crops
 from .formats import Intensity, measure_intensity, printable, read_header, read_image, read_page
 from .originals import MAT, pixel_mat
@@ -80,7 +80,7 @@ class Tiles(NamedTuple):
     corner: Tensor  # (N, 2) x and y of the first pixel of the window
     side: int  # of the window, in pixels of the field
     reach: Tensor  # (N,) half the side of what it speaks for, in pixels
-    number: Tensor  # (N,) of the tile, or the label or the row of the object
+    number: Tensor  # (N,) of the tile; of an object its label or id, or its place among those of the page
 
 def grid_tiles(
     frames: Frames,
@@ -105,6 +105,7 @@ def object_tiles(
     page: int,
     canvas: int,
     side: int | None = None,  # as for `crops`
+    ids: Tensor | None = None,  # (N,) whole numbers, to tell objects by
     **where,  # `centres`, `boxes` or `labels`, as for `crops`
 ):  # yields `Tiles`
     "Windows around the objects of a page, if there are any; one with a size speaks for a circle around itself."
@@ -114,7 +115,7 @@ def object_tiles(
     sizes = None if kind == "centres" else _sizes(kind, v)
     side = side or (canvas if sizes is None else int(sizes.max().ceil()))
     reach = torch.full((len(found.images),), side/2) if sizes is None else sizes/2
-    yield Tiles(found.images, (found.centres - side/2).ceil().long(), side, reach, found.names)
+    yield Tiles(found.images, (found.centres - side/2).ceil().long(), side, reach, found.names if ids is None else ids)
 
 def _on(x, canvas):
     if x.shape[-1] == canvas: return x
@@ -176,13 +177,14 @@ class Mosaic:
         return {(name, "cos"): np.cos(a), (name, "sin"): np.sin(a)}
 
     def _cover(self, middle, reach, corners):
-        "Cells (N, K) of each tile, and their weights."
+        "Cells (N, K) of each tile, and their weights; a tile always speaks for the cell that it is in, if nothing else does."
         (h, w), s = self.cells, self.stride
         r = int(np.ceil(reach.max()/s))
         offset = np.stack(np.meshgrid(*[np.arange(-r, r + 1)]*2), -1).reshape(-1, 2)
         cell = np.floor((middle + 0.5)/s).astype(int)[:, None] + offset
         off = ((cell + 0.5)*s - 0.5 - middle[:, None])/reach[:, None, None]
-        weight = (1 - np.linalg.norm(off, axis=-1)).clip(0) + 1e-3*corners*(np.abs(off).max(-1) <= 1)
+        weak = corners*(np.abs(off).max(-1) <= 1) + (offset == 0).all(-1) > 0
+        weight = (1 - np.linalg.norm(off, axis=-1)).clip(0) + 1e-3*weak
         inside = (cell >= 0).all(-1) & (cell[..., 0] < w) & (cell[..., 1] < h)
         return cell[..., 1].clip(0, h - 1)*w + cell[..., 0].clip(0, w - 1), weight*inside
 
@@ -199,13 +201,16 @@ class Field(NamedTuple):
 def map_field(
     picture: str | Path | Tensor,  # a file, of several pages if it is a film, or (C, H, W) or (T, C, H, W) in [0, 1]
     model: nn.Module | str | Path,  # as for `canonicalize`
-    side: int | None = None,  # of a tile, in pixels of the field; that of the model's images if None
+    side: int | None = None,  # of a tile, in pixels of the field; if None, that of the model's images, or the diagonal of
+    # the largest box or label of all pages
     stride: int | None = None,  # from one tile to the next, and of the cells of the maps; if None, half of `side`, or,
     # for objects, an eighth
     centres: Tensor | None = None,  # objects in place of a grid: these three as for `crops`
     boxes: Tensor | None = None,
     labels: Tensor | None = None,  # (H, W), or (T, H, W), one for each page
     pages: Tensor | None = None,  # (N,) the page of each of `centres` or `boxes`; all of them on every page if None
+    ids: Tensor | None = None,  # (N,) whole numbers that tell objects, the same on all pages; if None, it is the first of
+    # its page, the second, and so on
     budget: int | None = None,  # passes per tile; that of the model if None
     device: str | torch.device | None = None,  # the fastest if None
     **how,  # `channel` and `project`, as for `ImageDir`
@@ -214,10 +219,8 @@ def map_field(
     model = as_affine(model, budget)
     canvas, channels = _canvas(model)
     frames = Frames(picture, channels, model.intensity, _one_number(model.fill), **how)
-    where = {k: v for k, v in dict(centres=centres, boxes=boxes, labels=labels).items() if v is not None}
-    if len(where) > 1: raise ValueError(f"give one of centres, boxes and labels, got {', '.join(where)}")
-    if pages is not None and ((far := torch.as_tensor(pages)) < 0).logical_or(far >= frames.pages).any():
-        raise ValueError(f"pages must be from 0 to {frames.pages - 1}, got {far.min()} to {far.max()}")
+    where, number = _objects(frames, pages, ids, centres=centres, boxes=boxes, labels=labels)
+    if side is None: side = _largest(**where)
     whole = side or canvas
     stride = stride or max(1, whole//(8 if where else 2))
     if not 1 <= stride <= whole: raise ValueError(f"stride must be from 1 to side={whole}, got {stride}")
@@ -227,7 +230,7 @@ def map_field(
     preview, cells, rows, maps = _small(frames), tuple(-(-n//stride) for n in frames.size), [], []
     for page in tqdm(range(frames.pages), unit=" pages", leave=False, disable=True if frames.pages == 1 else None):
         mosaic = Mosaic(cells, stride, model.poses)
-        if where: tiles = object_tiles(frames, page, canvas, side, **_on_page(where, pages, page))
+        if where: tiles = object_tiles(frames, page, canvas, side, **_on_page(where, number, page))
         else: tiles = grid_tiles(frames, page, canvas, whole, stride)
         for some in _batched(tiles): rows.append(_search(model, some, page, mosaic, device, corners=not where))
         maps.append(mosaic.maps())
@@ -245,11 +248,34 @@ def _small(frames, most=600):
     rows = [F.avg_pool2d(frames.strip(0, i, i + step)[None], step, ceil_mode=True) for i in range(0, frames.size[0], step)]
     return torch.cat(rows, 2)[0]
 
-def _on_page(where, pages, page):
+def _objects(frames, pages, ids, **where):
+    "Where objects are, and on what pages and by what names, as tensors. `ValueError` if they do not fit the picture."
+    tensors = lambda given: {k: torch.as_tensor(np.asarray(v)) for k, v in given.items() if v is not None}
+    where, number = tensors(where), tensors(dict(pages=pages, ids=ids))
+    if len(where) > 1: raise ValueError(f"give one of centres, boxes and labels, got {', '.join(where)}")
+    n = next((len(v) for k, v in where.items() if k != "labels"), 0)
+    for k, v in number.items():
+        if v.shape != (n,): raise ValueError(f"{k} must be one number for each of {n} centres or boxes, got {tuple(v.shape)}")
+    far = number.get("pages", torch.zeros(1))
+    if len(far) and (far.min() < 0 or far.max() >= frames.pages):
+        raise ValueError(f"pages must be from 0 to {frames.pages - 1}, got {far.min()} to {far.max()}")
+    labels = where.get("labels", torch.zeros(0, 0))
+    if labels.dim() == 3 and len(labels) != frames.pages:
+        raise ValueError(f"labels must have one page, or {frames.pages} like the picture, got {len(labels)}")
+    return where, number
+
+def _largest(centres=None, boxes=None, labels=None):
+    "Diagonal in pixels of the largest box or label of all pages; None for centres, and where there is none."
+    kind, v = ("boxes", boxes) if labels is None else ("labels", labels)
+    if v is None or kind == "boxes" and (v.shape[1:] != (4,) or not v.isfinite().all()): return None  # `crops` will say it
+    pages = v if kind == "labels" and v.dim() == 3 else [v]
+    return max((int(_sizes(kind, p).max().ceil()) for p in pages if len(p) and (kind == "boxes" or p.any())), default=None)
+
+def _on_page(where, number, page):
     (kind, v), = where.items()
-    v = torch.as_tensor(np.asarray(v))
     if kind == "labels": return {kind: v[page] if v.dim() == 3 else v}
-    return {kind: v if pages is None else v[torch.as_tensor(pages) == page]}
+    here = number["pages"] == page if "pages" in number else slice(None)
+    return {kind: v[here]} | ({"ids": number["ids"][here]} if "ids" in number else {})
 
 def _batched(tiles, most=128):
     "Rows of tiles, gathered and cut anew."
@@ -284,8 +310,10 @@ def trajectories(
     tiles, at = np.unique(field.table["tile"], return_inverse=True)
     out = np.full((len(tiles), field.table["page"].max() + 1), np.nan)
     out[at, field.table["page"]] = field.table[name]
-    period = field.poses.period(name)
-    return out if period is None else np.unwrap(out, period=period, axis=1)
+    if (period := field.poses.period(name)) is None: return out
+    there, page = np.isfinite(out), np.arange(out.shape[1])
+    last = np.maximum.accumulate(np.where(there, page, there.argmax(1)[:, None]), axis=1)  # a gap holds what was before it
+    return np.where(there, np.unwrap(np.take_along_axis(out, last, 1), period=period, axis=1), np.nan)
 
 # %% ../nbs/18_fields.ipynb #cca0d9f9
 def plot_field(
@@ -354,10 +382,12 @@ def _first_three(mu):
     "Codes (L, h, w) as colours (h, w, 3), by their first axes."
     flat = mu.reshape(len(mu), -1).T
     good = np.isfinite(flat).all(1)
-    v = flat[good] - flat[good].mean(0)
-    axes = np.linalg.svd(v, full_matrices=False)[2][:3]
     rgb = np.ones((len(flat), 3))
-    rgb[good] = 0.5 + 0.2*(v @ axes.T)/((v @ axes.T).std(0) + 1e-9)
+    if good.any():
+        v = flat[good] - flat[good].mean(0)
+        along = v @ np.linalg.svd(v, full_matrices=False)[2][:3].T  # fewer than three for one cell or two
+        rgb[good] = 0.5
+        rgb[good, :along.shape[1]] += 0.2*along/(along.std(0) + 1e-9)
     return rgb.clip(0, 1).reshape(*mu.shape[1:], 3)
 
 # %% ../nbs/18_fields.ipynb #295daa3b
@@ -372,9 +402,8 @@ def write_field(
     from pyarrow import csv, parquet
     from tifffile import imwrite
     check_new(out)
-    table = pa.table(field.table)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=Path(out).parent, prefix=".tmp-map-") as tmp:
+    table, out = pa.table(field.table), Path(os.path.realpath(out))  # a link stays, and leads to the result
+    with tempfile.TemporaryDirectory(dir=out if out.exists() else out.parent, prefix=".tmp-map-") as tmp:
         (new := Path(tmp)/"map").mkdir()
         for k, v in field.maps.items():
             axes = "TCYX" if k == "mu" else "TYX"
@@ -385,33 +414,43 @@ def write_field(
         write_json(new/"map.json", record | settings)
         save_figure(fig := plot_field(field), new/"map.png")
         plt.close(fig)
-        if Path(out).exists(): Path(out).rmdir()
-        os.replace(new, out)
+        if not out.exists(): os.replace(new, out)
+        else:
+            for file in new.iterdir(): os.replace(file, out/file.name)  # a mount cannot be replaced as a whole
 
 def check_new(
     out: str | Path,  # a folder that is not there yet, or empty
 ):
-    "`FileExistsError` if there is something already."
+    "`FileExistsError` if there is something already, another `OSError` if it cannot be written."
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(p.name.startswith(".tmp-map-") for p in out.iterdir())):
         raise FileExistsError(f"{out} is there already: choose another folder")
     if out.exists() and out.samefile("."): raise FileExistsError("the folder that you are in cannot be the result: choose another folder")
+    check_writable(out/"map.json" if out.exists() else out)
 
 def read_objects(
-    path: str | Path,  # a label image; or Parquet or CSV with x, y, or left, top, right, bottom, and page if they differ
-) -> dict:  # `centres`, `boxes` or `labels`, and `pages`, for `map_field`
-    "Where objects are. `ValueError` for a table without such columns."
+    path: str | Path,  # a label image; or Parquet or CSV with x, y, or left, top, right, bottom, with page if they differ
+    # from page to page, and object, a whole number, if it is known which is which
+) -> dict:  # `centres`, `boxes` or `labels`, `pages` and `ids`, for `map_field`
+    "Where objects are. `ValueError` for a table without such columns, or with other things than numbers in them."
     if Path(path).suffix.lower() not in (".csv", ".parquet"):
         pages = np.stack(_label_pages(path)).astype(np.int64)
         return {"labels": torch.from_numpy(pages if len(pages) > 1 else pages[0])}
     table = read_table(path)
     for kind, names in (("centres", ["x", "y"]), ("boxes", ["left", "top", "right", "bottom"])):
         if all(k in table.column_names for k in names):
-            where = {kind: torch.from_numpy(np.stack([np.array(table[k], np.float64) for k in names], 1))}
-            if "page" in table.column_names: where["pages"] = torch.tensor(table["page"].to_pylist())
-            return where
+            where = {kind: torch.stack([_numbers(table, k, path) for k in names], 1)}
+            more = dict(pages="page", ids="object")
+            return where | {k: _numbers(table, v, path).long() for k, v in more.items() if v in table.column_names}
     got = ", ".join(table.column_names)
     raise ValueError(f"{path} must have the columns x, y, or left, top, right, bottom, got {got}")
+
+def _numbers(table, name, path):
+    "A column, if there is a number in each of its rows."
+    try: v = np.array(table[name].to_pylist(), np.float64)  # an empty cell is NaN
+    except (TypeError, ValueError): v = np.array([np.nan])
+    if not np.isfinite(v).all(): raise ValueError(f"{path} must have a number in each row of the column {name}")
+    return torch.from_numpy(v)
 
 def _label_pages(path):
     "The pages (H, W) of a label image: its numbers, also where a palette gives them colours."
