@@ -174,7 +174,7 @@ const rowsOf = (name, per, cols, last) => Math.ceil(Math.min(per, last - name*pe
 # %% ../nbs/18_atlas_page.ipynb #f6de394a
 MAP = """const canvas = $("map"), ctx = canvas.getContext("2d")
 let least = 44                                                  // side of a picture on the screen, at least; 0: dots
-let w = 1, h = 1, s = 1, cx = D.wide/2, cy = 0.5                // size of the canvas, pixels for a unit of the map, its middle
+let w = 1, h = 1, s = 1, whole = 1, cx = D.wide/2, cy = 0.5                // size of the canvas, pixels for a unit of the map, and if all is seen, its middle
 let now = -1, chosen = new Uint8Array(N), many = 0, drawn = [], waiting = false, lit = null, image = null
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw) } }
@@ -182,7 +182,7 @@ const levelNow = () => Math.max(0, Math.min(deepest, Math.floor(Math.log2(s/(lea
 const fit = () => {
   measure()
   const [top, bottom] = ["tools", "legend"].map(id => $(id).offsetHeight + 16)
-  s = 0.97*Math.min(w/D.wide, Math.max(100, h - top - bottom))
+  s = whole = 0.97*Math.min(w/D.wide, Math.max(100, h - top - bottom))
   cx = D.wide/2; cy = 0.5 + (bottom - top)/2/s; redraw() }
 const measure = () => { w = canvas.clientWidth; h = canvas.clientHeight }
 
@@ -267,7 +267,7 @@ HANDS = """function nearest(x, y, reach) {                                 // th
 const under = (x, y) => nearest(x, y, sizeNow()/2 || 8)
 function zoom(by, x = w/2, y = h/2) {
   const old = s, dx = x - w/2, dy = y - h/2
-  s = Math.max(60, Math.min(s*by, 44*2**(deepest + 1.3)))
+  s = Math.max(60, Math.min(s*by, Math.max(44*2**(deepest + 1.3), 2*whole)))
   cx += dx*(1/old - 1/s); cy += dy*(1/old - 1/s)
   redraw() }
 

@@ -27,7 +27,7 @@ from .formats import Intensity, measure_intensity, printable, read_page
 from .models import full_precision, load_pretrained
 from .inference import second_mode
 from .runs import _difference
-from .streams import Loaded, Plan, Stream, list_files, make_plan
+from .streams import Loaded, Plan, Stream, in_table, list_files, make_plan
 from .originals import MAT, pixel_mat, write_pictures
 
 # %% ../nbs/18_canonicalize.ipynb #09c42909
@@ -76,8 +76,7 @@ def table_of(
     if said:
         mat = pixel_mat(torch.from_numpy(said["mat"]), height[~bad], width[~bad], canvas).numpy()
         said = said | {k: mat[:, int(k[4]), int(k[5])] for k in MAT}
-    files = [printable(os.fsdecode(n).replace(os.sep, "/")) for n in loaded.names]
-    whole = {"file": files, "page": loaded.pages, "error": loaded.errors, "image": [None]*len(bad),
+    whole = {"file": list(map(in_table, loaded.names)), "page": loaded.pages, "error": loaded.errors, "image": [None]*len(bad),
              "status": ["error" if b else "ok" for b in bad]}
     columns = []
     for k, kind in zip(schema.names, schema.types):

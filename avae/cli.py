@@ -333,7 +333,7 @@ def reproduce(
         return
     before = lambda: _data(SimpleNamespace(data="mnist", size=40, download=download), "test")
     try: failed = run_experiment(name, quick, stale.value, fresh, before)
-    except KeyboardInterrupt: sys.exit(f"avae: interrupted, the same command goes on: avae reproduce {name}")
+    except KeyboardInterrupt: sys.exit(f"avae: interrupted, the same command goes on: avae reproduce {name}{' --quick'*quick}")
     if failed: sys.exit(failed)
 
 # %% ../nbs/18_cli.ipynb #4b40f10f
@@ -382,8 +382,10 @@ def _explorer(weights, data, fill, download=False):
     images = _data(o, "test")
     if hasattr(images, "images"): images, labels = images.images[:2000], images.labels[:2000]
     else:
-        some = [images[i] for i in range(min(len(images), 500))]
+        count = min(len(images), 500)
+        some = [images[i*len(images)//count] for i in range(count)]
         images, labels = torch.stack([x for x, _ in some]), torch.tensor([c for _, c in some])
+    if len(labels.unique()) < 2: labels = None  # a folder without folders for its classes
     return Explorer(model, images, labels, fill)
 
 # %% ../nbs/18_cli.ipynb #566058d2
@@ -404,10 +406,10 @@ def doctor(
     """Look at the installation, and say what is wrong.
 
     Versions, devices, threads, data sets, optional parts and the models that come with the package."""
-    import json
+    from avae.core import json_text
     from avae.doctor import examine, in_words
     found = examine(benchmark)
-    print(json.dumps(found, indent=1) if as_json else in_words(found))
+    print(json_text(found, 1) if as_json else in_words(found))
     raise typer.Exit(bool(found["faults"]))
 
 # %% ../nbs/18_cli.ipynb #1ca0450c

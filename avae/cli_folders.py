@@ -79,7 +79,7 @@ def atlas(
     table: Annotated[Optional[Path], typer.Option(metavar="TABLE", help=
         "Columns of your own, Parquet or CSV, by file, and page if a file has several.")] = None,
     colour: Annotated[Optional[str], typer.Option("--colour", "--color", metavar="COLUMN", help=
-        "Column that colours the pictures at first.", show_default="the first of TABLE, or the loss")] = None,
+        "Column that colours the pictures at first.", show_default="the first of TABLE, or the excess")] = None,
     layout: Annotated[str, typer.Option(**_words("auto", "pca", "umap"), help=
         "Where pictures lie: by PCA or UMAP of their codes; auto: UMAP if it is installed.")] = "auto",
     data: Annotated[Optional[Path], typer.Option(metavar="FOLDER", show_default="where they were", help=
@@ -103,13 +103,13 @@ def map_picture(
     model: Annotated[str, typer.Option(metavar="NAME", autocompletion=_complete_weights, help=
         "The folder of a run or of a model, or a model that comes with the package.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the maps.")],
-    side: Annotated[Optional[int], typer.Option(metavar="N", min=4, show_default="that of the model's images", help=
-        "Side of a tile, in pixels of the picture.")] = None,
+    side: Annotated[Optional[int], typer.Option(metavar="N", min=4, help=
+        "Side of a tile, in pixels of the picture.", show_default="that of the model's images, or of the largest object")] = None,
     stride: Annotated[Optional[int], typer.Option(metavar="N", min=1, help=
         "Pixels from one tile to the next, and for a cell of the maps.",
         show_default="a half of a side; an eighth for objects")] = None,
     objects: Annotated[Optional[Path], typer.Option(metavar="FILE", show_default="a grid of tiles", help=
-        "Where objects are: a table with x, y or left, top, right, bottom (and page), or a label image.")] = None,
+        "Where objects are: a table with x, y or left, top, right, bottom (and page, object), or a label image.")] = None,
     channel: Annotated[Optional[int], typer.Option(metavar="N", min=0, help=
         "Of several channels the one to take.")] = None,
     project: Annotated[Optional[str], typer.Option(**_words("max", "min", "mean"), help=

@@ -102,8 +102,9 @@ def models(
     x, losses = mnist_sample("test").images[:100], {}
     for name in pretrained_names():
         try:
-            with torch.no_grad(): losses[name] = load_pretrained(name)(x).loss.mean().item()
-            if not math.isfinite(losses[name]): raise ValueError("its loss is no number")
+            with torch.no_grad(): loss = load_pretrained(name)(x).loss.mean().item()
+            if not math.isfinite(loss): raise ValueError("its loss is no number")
+            losses[name] = loss
         except Exception as e: wrong(f"the model {name} does not work: {_first_line(e)}", REPAIR)
     return losses
 
@@ -249,7 +250,8 @@ def error_in_words(
 ) -> str:  # one sentence or two
     "What to say of an error: its own words if a person can mend it, else how to report it."
     text = str(e).strip() or type(e).__name__
-    for pattern, advice in MENDED_BY.items():
+    of_a_file = isinstance(e, (FileNotFoundError, FileExistsError, PermissionError))  # whose name may be any word
+    for pattern, advice in () if of_a_file else MENDED_BY.items():
         if re.search(pattern, f"{type(e).__name__}: {text}"): return f"{advice} ({text.splitlines()[0][:200]})"
     if isinstance(e, OSError) or _meant(e): return text
     where = traceback.extract_tb(e.__traceback__)[-1]

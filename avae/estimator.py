@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from .affine import PoseSpace, estimate_background
 from .affine_vae import AffineVAE
-from .core import as_device, write_json
+from .core import as_device, json_text, write_json
 from .data import pad_to
 from .formats import Intensity
 from .models import VAE, part_config
@@ -112,7 +112,7 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             raise ValueError(f"regime must be one of {', '.join(REGIMES)}, got {self.regime!r}")
         X, shape = self._rows(X, fit=True)
         self.image_shape_, self.stacked_ = image_shape_of(shape, self.image_shape), len(shape) > 2
-        low, high = self.pixel_range_ = tuple(map(float, self.pixel_range or range_of(X)))
+        low, high = self.pixel_range_ = tuple(map(float, range_of(X) if self.pixel_range is None else self.pixel_range))
         if not low < high: raise ValueError(f"pixel_range must have lowest < highest, got {self.pixel_range}")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng():
@@ -196,7 +196,7 @@ class Canonicalizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def save(self, folder: str | Path):  # a folder to write to
         "Write the fitted estimator; `load_pretrained` reads the same folder as an `AffineVAE`. `OSError` if it cannot."
         check_is_fitted(self)
-        record = {"params": _plain(self.get_params()), "fitted": _fitted(self)}
+        json_text(record := {"params": _plain(self.get_params()), "fitted": _fitted(self)})  # before anything is written
         self.avae_.save_pretrained(folder)
         write_json(Path(folder)/"estimator.json", record)
 
@@ -219,12 +219,18 @@ LEARNED = ("image_shape_", "pixel_range_", "pose_names_", "stacked_", "n_feature
 def _plain(params):
     "Parameters in numbers and words."
     poses, random, device = params["poses"], params["random_state"], params["device"]
-    params = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+    params = {k: _simple(v) for k, v in params.items()}
     more = {k: v for k, v in (params["train_params"] or {}).items() if _is_plain(v)}
     if lost := (params["train_params"] or {}).keys() - more: warnings.warn(f"not saved, as JSON cannot hold it: {', '.join(sorted(lost))} of train_params")
-    return params | dict(train_params=params["train_params"] and more, poses=poses.config() if isinstance(poses, PoseSpace) else poses, device=device and str(device),
+    return params | dict(train_params=params["train_params"] and more, poses=poses.config() if isinstance(poses, PoseSpace) else _simple(poses), device=device and str(device),
                          likelihood=part_config(params["likelihood"]),
                          random_state=int(random) if isinstance(random, Integral) else None)
+
+def _simple(v):
+    "NumPy's numbers and arrays as Python's, also within lists and dicts."
+    if isinstance(v, (np.generic, np.ndarray)): return v.tolist()
+    if type(v) is dict: return {k: _simple(u) for k, u in v.items()}
+    return [_simple(u) for u in v] if type(v) in (list, tuple) else v
 
 def _is_plain(v):
     "Can JSON hold it?"

@@ -149,7 +149,7 @@ def loss_over_angle(
     progress=lambda it: it,  # wraps the list of angles, for example `tqdm`
 ) -> dict:  # lists over the angles: angle, and mean and standard error of vae, avae and floor, in nats per image
     "How VAE and AVAE explain images turned by every angle (bicubic views)."
-    angles = torch.arange(-180, 180 + step/2, step).tolist()
+    angles = torch.arange(-180, 180 + 1e-3*step, step).tolist()
     columns = [f"{k}{s}" for k in ("vae", "avae", "floor") for s in ("", "_sem")]
     out = {"angle": angles, "n_images": len(x)} | {k: [] for k in columns}
     for a in progress(angles):

@@ -14,6 +14,7 @@ from .affine_vae import AffineVAE
 from .core import check_images
 from .data import mnist_sample
 from .models import VAE, load_pretrained
+from .optimizers import default_budget
 from .scene import (BUDGETS, BY_HAND, NAMES, OWN, SEARCHES, SLIDERS, SPACES, STYLE, atlas, chosen_search, describe,
                         in_words, latent_plane, look, picture, pose_row, read_image, view, view_walk, walk)
 
@@ -82,7 +83,7 @@ def _paragraphs(sentences):
 # %% ../nbs/17_explore.ipynb #9f9f0faa
 def _one_of_each(labels, n, most=12):
     "Numbers of images to pick from: one of each class, or the first ones."
-    if labels is None or len(labels.unique()) > most: return list(range(min(n, most)))
+    if labels is None or not 1 < len(labels.unique()) <= most: return list(range(min(n, most)))
     return [(labels == c).nonzero()[0].item() for c in labels.unique()]
 
 class Thumbs:
@@ -149,7 +150,7 @@ class PosePage:
         self.space = _control(w.Dropdown, "look for", "the parameters that are searched for", options=[*own, *SPACES])
         self.search = _control(w.Dropdown, "method", "method of the search", options=[*own, *SEARCHES])
         self.budget = _control(w.BoundedIntText, "passes", "how many passes through the network it may make",
-                               value=getattr(self.model, "budget", None) or 26, min=4, max=20_000)
+                               value=self._own_budget(), min=2, max=20_000)
         self.run = _button("Search again", "search by this method", button_style="primary")
         self.back, self.on = _button("Step back", "one pose less"), _button("Step on", "the next pose that was tried")
         self.steps = w.HBox([self.back, self.on])
@@ -181,7 +182,7 @@ class PosePage:
 
     def _settings(self):
         "The search that the controls say; the model's own keeps its own budget until a person changes it."
-        own = self.search.value == OWN and self.budget.value == getattr(self.model, "budget", None)
+        own = self.search.value == OWN and self.budget.value == self._own_budget()
         return dict(space=self.space.value, search=self.search.value, budget=None if own else self.budget.value)
 
     def update(self, _=None):
@@ -210,11 +211,18 @@ class PosePage:
         "Show a message, or take it away."
         self.message.value = f'<p role="alert" class="avae-alert">{text}</p>' if text else ""
 
+    def _own_budget(self):
+        "The passes of a search that nobody has limited."
+        model, other = self.model, SPACES.get(self.space.value)
+        if not isinstance(model, AffineVAE) or other: return default_budget(other or SPACES["angle"])
+        if model.budget or model.guess is None: return model.budget or default_budget(model.poses)
+        return model.guess.passes + default_budget(model.poses, carried=True)
+
     def _default_budget(self, _):
         if self.search.value in BUDGETS:
             space = self.model.poses if self.space.value == OWN else SPACES[self.space.value]
             self.budget.value = BUDGETS[self.search.value][len(space) > 1]
-        elif own := getattr(self.model, "budget", None): self.budget.value = own
+        else: self.budget.value = self._own_budget()
 
     def _search(self, _):
         before, self.chosen = self.chosen, self._settings()

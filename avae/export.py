@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from .affine_vae import AffineVAE, AffineVAEOutput, _passes
 from .canonicalize import as_affine, explain_images
 from .core import as_device, atomic_write, check_images, evaluating
+from .formats import Page
 from .models import full_precision
 from .optimizers import multistart, scan
 
 # %% ../nbs/18_export.ipynb #6e2a8945
 class BatchCanonicalizer:
-    "A function from a batch, a dict of arrays, to the same batch with the poses, losses and codes of its images."
+    """A function from a batch, a dict of arrays, to the same batch with the poses, losses and codes of its images. Whole
+    numbers become light as those of files do in `canonicalize`."""
 
     def __init__(
         self,
         model: nn.Module | str | Path,  # an `AffineVAE`, or as for `load_pretrained`
-        column: str = "image",  # of images: (H, W), (H, W, C) or (C, H, W) each, 0 to 255, or float in [0, 1]
+        column: str = "image",  # of images: (H, W), (H, W, C) or (C, H, W) each, whole numbers, or float in [0, 1]
         canonical: str | None = None,  # a column to add for the images in canonical pose, as floats in that shape
         budget: int | None = None,  # passes per image; that of the model if None
         device: str | torch.device | None = None,  # `default_device()` if None
@@ -33,7 +35,8 @@ class BatchCanonicalizer:
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> dict:  # of columns with N rows each
-        "More columns. `KeyError` if there is no column of images, `ValueError` or `TypeError` if they are none."
+        """More columns. `KeyError` if there is no column of images, `ValueError` if one is there that would be added,
+        `ValueError` or `TypeError` if they are no images."""
         if self.column not in batch: raise KeyError(f"the batch has no column {self.column!r}, only {', '.join(batch)}")
         images = np.stack([np.asarray(v) for v in batch[self.column]])
         if images.dtype.kind in "iu" and images.min() >= 0 and images.max() < 256: images = images.astype(np.uint8)
@@ -43,7 +46,10 @@ class BatchCanonicalizer:
         found = {k: np.concatenate([s[k] for s in said]) for k in said[0]}
         mat = found.pop("mat")
         mu = np.stack([found.pop(k) for k in list(found) if k.startswith("mu_")], 1)
-        columns = dict(batch) | found | {"mat": mat.reshape(-1, 9), "mu": mu}
+        new = found | {"mat": mat.reshape(-1, 9), "mu": mu}
+        if known := [k for k in (*new, self.canonical) if k in batch]:
+            raise ValueError(f"the batch has columns that would be lost, give them other names: {', '.join(known)}")
+        columns = dict(batch) | new
         if not self.canonical: return columns
         moved = torch.cat([self.model(b.to(self.device), pose=p).canonical.cpu() for b, p in self._known(x, found)])
         return columns | {self.canonical: (moved.movedim(1, -1) if last else moved).numpy().reshape(images.shape)}
@@ -55,10 +61,13 @@ class BatchCanonicalizer:
 
     def _tensor(self, images):
         "Images (N, C, H, W) in [0, 1]; do channels come last in what was given?"
-        x = torch.from_numpy(images[:, None] if images.ndim == 3 else images)
-        channels = getattr(self.model.vae, "channels", None)
-        last = x.dim() == 4 and images.ndim == 4 and x.shape[1] != channels and x.shape[-1] <= 4
-        return check_images(x.movedim(-1, 1) if last else x, channels), last
+        x, channels = images[:, None] if images.ndim == 3 else images, getattr(self.model.vae, "channels", None)
+        last = x.ndim == 4 and images.ndim == 4 and x.shape[1] != channels and x.shape[-1] <= 4
+        if last: x = np.moveaxis(x, -1, 1)
+        light, number = self.model.intensity, x.dtype.name
+        if x.ndim != 4 or light is None or x.dtype.kind not in "iu": return check_images(torch.from_numpy(x), channels), last
+        pages = [Page(np.moveaxis(v, 0, -1), None, number) for v in x]
+        return check_images(light.even(torch.from_numpy(np.stack([np.moveaxis(light(p), -1, 0) for p in pages]))), channels), last
 
 # %% ../nbs/18_export.ipynb #5ee8a93f
 class FixedSearch(nn.Module):

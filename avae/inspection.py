@@ -57,6 +57,7 @@ def inspect_folder(
     intensity = measure_intensity(page for f, k, _ in some if (page := _read(bad, read_page, f, k, channels=channels)))
     found = {(f, k): on_canvas(x, side) for f, k, _ in some
              if (x := _read(bad, read_image, f, k, channels, intensity=intensity)) is not None}
+    if not found: raise ValueError(f"none of the pictures in {printable(root)} can be read; the first: {bad[0][1]}")
     x = torch.stack(list(found.values()))
     round_mask = disc((side, side))
     back = estimate_background(x, round_mask)
@@ -115,7 +116,7 @@ def in_words(
     lines += [f"unreadable  {len(found.bad):,}"] + [f"            {name}: {_reason(e)}" for name, e in found.bad[:5]]
     return "\n".join([*lines, "", "A training that fits:", "", f"  {train_command(found)}"])
 
-def _reason(e): return e.split("(", 1)[-1].rstrip(")") if "can be read (" in e else e
+def _reason(e): return e.split("can be read (", 1)[-1].removesuffix(")") if "can be read (" in e else e
 
 def _still_in_words(still):
     "What was measured, and what follows from it: the limit is that of the warning in `train`, `FlatField.noticeable`."

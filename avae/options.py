@@ -14,7 +14,7 @@ from .affine import MODES, PoseSpace, along_border, estimate_background, flat_fi
 from .affine_vae import AffineVAE
 from .data import _count
 from .models import VAE
-from .optimizers import multistart
+from .optimizers import default_budget, multistart
 from .processes import PRECISIONS
 
 # %% ../nbs/11_options.ipynb #adfc9b38
@@ -56,7 +56,7 @@ def check_options(
         raise TypeError(f"augment must be a PoseSpace, got {type(augment).__name__}")
     if bad := [k for k in extra if k in OURS]: raise ValueError(f"extra must not have the entry {bad[0]!r}, which train writes itself")
     if isinstance(model, AffineVAE) and model.pose_search is multistart:
-        least = 6 if len(model.poses) == 1 else 10
+        least = default_budget(model.poses) if all(model.poses.discrete) else 6 if len(model.poses) == 1 else 10
         if options["search_budget"] < least:
             raise ValueError(f"search_budget must be at least {least} passes for this pose space, got {options['search_budget']}")
 

@@ -211,7 +211,7 @@ def _views(result, rows, path, device):
     c, s, names = stream.how["channels"], stream.size, model.poses.names
     views = np.lib.format.open_memmap(path, "w+", np.uint8, (len(rows), 3, c, s, s))
     pose = np.stack([result.table[k].to_numpy(zero_copy_only=False)[rows] for k in names], 1)
-    floor = np.zeros(len(rows))
+    floor = np.full(len(rows), np.nan)  # not known where the picture is gone
     numbers, lost, at = [rows[i:i + 128].tolist() for i in range(0, len(rows), 128)], [], 0
     bar = dict(total=len(numbers), unit=" batches", leave=False, disable=None)
     for loaded, x in tqdm(batches(stream, numbers, 0, device), **bar):
@@ -233,7 +233,7 @@ def _floor(model, x):
 def atlas(
     out: str | Path,  # a folder that `canonicalize` has written
     table: str | Path | None = None,  # one's own columns, Parquet or CSV, by file, and page if a file has several
-    colour: str | None = None,  # column to begin with; the first one of `table`, or the loss, if None
+    colour: str | None = None,  # column to begin with; the first one of `table` that has a colour, or the excess, if None
     layout: str = "auto",  # as for `place_codes`
     data: str | Path | None = None,  # where the originals are, if they have moved
     model: nn.Module | str | Path | None = None,  # that which made `out`, if it is not saved there
@@ -246,9 +246,12 @@ def atlas(
     out, device = Path(out), as_device(device or _own_device())
     result = _open_result(out, data, model)
     period = lambda k: result.model.poses.period(k.removeprefix("second_"))
-    columns = _columns(result, join_table(result.table, table) if table else {})
-    colour = colour or (list(columns)[2] if table else "excess")
+    own = join_table(result.table, table) if table else {}
+    columns = _columns(result, own)
+    with_colour = lambda k: k == "excess" or column_of(k, columns[k])["kind"] != "text"
+    colour = colour or next(filter(with_colour, list(columns)[2:2 + len(own)]), "excess")
     if colour not in columns: raise ValueError(f"colour must be one of {', '.join(columns)}, got {colour!r}")
+    if not with_colour(colour): raise ValueError(f"colour must be a column of numbers or of up to 50 words, {colour} has more")
     rows = _chosen_rows(result.table, most)
     places, how = place_codes(_codes(result.table, rows), layout)
     xy = on_map(places)

@@ -11,6 +11,7 @@ __all__ = ['COLORS', 'PALETTE', 'MARKERS', 'TURNING', 'save_figure', 'plot_rows'
 import json
 from base64 import b64encode
 from io import BytesIO
+from pathlib import Path
 import torch
 from torch import Tensor
 from .core import atomic_write, device_of, evaluating
@@ -24,8 +25,10 @@ def save_figure(
     dpi: int = 150,  # of a .png
 ):
     "Write a figure, all or nothing, with the same bytes for the same figure."
-    metadata = {"Software": None} if str(path).endswith(".png") else None  # no version of Matplotlib in the file
-    with atomic_write(path) as tmp: fig.savefig(tmp, dpi=dpi, metadata=metadata)
+    import matplotlib
+    left_out = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}.get(Path(path).suffix.lower())
+    with matplotlib.rc_context({"svg.hashsalt": "avae"}), atomic_write(path) as tmp:
+        fig.savefig(tmp, dpi=dpi, metadata=left_out and {left_out: None})
 
 # %% ../nbs/14_plots.ipynb #e6621cf3
 def plot_rows(
@@ -124,7 +127,7 @@ def plot_loss_over_angle(
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     a = torch.tensor(curve["angle"])
-    ends = []
+    ends, lowest = [], min(min(curve[k]) for k in ("vae", "avae", "floor"))
     for key, label in [("vae", "VAE"), ("avae", "AVAE"), ("floor", "floor of the pixels")]:
         mean, sem = torch.tensor(curve[key]), torch.tensor(curve[f"{key}_sem"])
         ax.plot(a, mean, color=COLORS[key], lw=1 if key == "floor" else 2.2, ls="--" if key == "floor" else "-")
@@ -133,7 +136,7 @@ def plot_loss_over_angle(
     for y, label, color in ends: ax.text(186, y, label, color=color, va="center", fontsize=10)
     ax.margins(y=0.1)
     ax.set(xlabel="angle of the image [degrees]", ylabel="loss at z = mu [nats per image]", xticks=range(-180, 181, 60),
-           xlim=(-180, 180), ylim=(0, None))
+           xlim=(-180, 180), ylim=(0 if lowest >= 0 else None, None))  # densities may give negative nats
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)
     return fig
@@ -311,7 +314,7 @@ TURNING = """<figure class="turning" aria-label="A digit turns; a VAE and an AVA
 const d = DATA, P = d.angles.length, me = document.currentScript.closest('.turning'), $ = q => me.querySelector(q)
 const put = (to, tag, text = '') => { const e = document.createElement(tag); e.append(text); to.append(e); return e }
 const line = n => { const e = document.createElementNS('http://www.w3.org/2000/svg', n); $('svg').append(e); return e }
-const top = Math.max(...d.texts[1].flat(), ...d.texts[2].flat()), sheet = new Image()
+const all = d.texts.slice(1, 3).flat(2), low = Math.min(0, ...all), range = Math.max(...all) - low, sheet = new Image()
 const seen = d.rows.map((name, r) => { const e = put($('.seen'), 'div'); e.className = 'row' + r
   const c = put(e, 'canvas'); c.width = c.height = 4*d.size; put(e, 'span', name); put(e, 'br')
   return [c, put(e, 'b')] })
@@ -321,7 +324,7 @@ let thing = 0, timer
 const draw = () => { const p = +angle.value, deg = d.angles[p].toFixed(0) + '°'
   seen.forEach(([c, b], r) => { b.textContent = d.units[r].replace('%', d.texts[r][thing][p])
     c.getContext('2d').drawImage(sheet, p*d.size, (thing*4 + r)*d.size, d.size, d.size, 0, 0, c.width, c.height) })
-  lines.forEach((e, i) => e.setAttribute('points', d.texts[i + 1][thing].map((v, p) => x(p) + ',' + (78 - 74*v/top))))
+  lines.forEach((e, i) => e.setAttribute('points', d.texts[i + 1][thing].map((v, p) => x(p) + ',' + (78 - 74*(v - low)/range))))
   for (const [k, v] of Object.entries({x1: x(p), x2: x(p), y1: 0, y2: 80})) mark.setAttribute(k, v)
   $('output').textContent = deg
   angle.setAttribute('aria-valuetext', deg)

@@ -28,9 +28,13 @@ def pose_words(
     if not row["epoch"]: told.append(f"{row['images']} images aligned in pairs")
     elif row["changed"] is not None: told.append(f"{row['changed']:.0%} of the images changed in this epoch")
     if augmented and row["agreement"]: told.append(f"{row['agreement']['all']:.0%} lie within 15° of one angle")
-    if "angle" in row and row["searched"] >= 100: told.append(f"the angles found {_crowd(row['crowding'])}")
+    if _full_circle(row.get("angle")) and row["searched"] >= 100: told.append(f"the angles found {_crowd(row['crowding'])}")
     if r := row.get("leakage"): told.append(f"of the variance of the pose, codes tell {leakage_words(r)}")
     return "poses: " + ("; ".join(told) or "none is known yet")
+
+def _full_circle(histogram):
+    "Do the edges of an angle go once around?"
+    return bool(histogram) and histogram["edges"][-1] - histogram["edges"][0] > 359
 
 def _crowd(v):
     if v < 0.15: return "are spread evenly"
@@ -49,7 +53,7 @@ def plot_poses(
     fig = plt.figure(figsize=(3*columns + 0.4, 2.9*rows + 0.5), layout="constrained")
     for k, name in enumerate(names):
         edges = now[name]["edges"]
-        around = name == "angle" and edges[-1] - edges[0] > 359
+        around = name == "angle" and _full_circle(now[name])
         ax = fig.add_subplot(rows, columns, k + 1, projection="polar" if around else None)
         share = [[v/max(sum(c), 1) for v in c] for c in (row[name]["counts"]["all"] for row in (now, first))]
         (_draw_around if around else _draw_along)(ax, name, edges, *share)

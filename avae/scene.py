@@ -136,6 +136,7 @@ def look(
     stand = avae.explain(x.expand(len(there), -1, -1, -1), there).canonical
     named = {k: v.item() for k, v in poses.as_dict(found.pose[0]).items()}
     tried, tried_energies = (v[found.energies[0].isfinite()] for v in (found.tried[0, :, at], found.energies[0]))
+    if circle: tried = (tried + 180) % 360 - 180
     return Scene(x[0], plain.recon[0], out.recon[0], out.canonical[0], plain.loss.item(), out.loss.item(), named,
                  poses.names[at], values, energies, valleys, stand, tried, tried_energies, spent, seconds)
 
