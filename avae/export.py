@@ -39,7 +39,6 @@ class BatchCanonicalizer:
         `ValueError` or `TypeError` if they are no images."""
         if self.column not in batch: raise KeyError(f"the batch has no column {self.column!r}, only {', '.join(batch)}")
         images = np.stack([np.asarray(v) for v in batch[self.column]])
-        if images.dtype.kind in "iu" and images.min() >= 0 and images.max() < 256: images = images.astype(np.uint8)
         x, last = self._tensor(images)
         self.model.to(self.device)
         said = [explain_images(self.model, b.to(self.device)) for b in x.split(self.model.chunk)]
@@ -47,7 +46,7 @@ class BatchCanonicalizer:
         mat = found.pop("mat")
         mu = np.stack([found.pop(k) for k in list(found) if k.startswith("mu_")], 1)
         new = found | {"mat": mat.reshape(-1, 9), "mu": mu}
-        if known := [k for k in (*new, self.canonical) if k in batch]:
+        if known := [k for k in (*new, self.canonical) if k in batch and k != self.column]:
             raise ValueError(f"the batch has columns that would be lost, give them other names: {', '.join(known)}")
         columns = dict(batch) | new
         if not self.canonical: return columns
@@ -63,11 +62,15 @@ class BatchCanonicalizer:
         "Images (N, C, H, W) in [0, 1]; do channels come last in what was given?"
         x, channels = images[:, None] if images.ndim == 3 else images, getattr(self.model.vae, "channels", None)
         last = x.ndim == 4 and images.ndim == 4 and x.shape[1] != channels and x.shape[-1] <= 4
-        if last: x = np.moveaxis(x, -1, 1)
-        light, number = self.model.intensity, x.dtype.name
-        if x.ndim != 4 or light is None or x.dtype.kind not in "iu": return check_images(torch.from_numpy(x), channels), last
-        pages = [Page(np.moveaxis(v, 0, -1), None, number) for v in x]
-        return check_images(light.even(torch.from_numpy(np.stack([np.moveaxis(light(p), -1, 0) for p in pages]))), channels), last
+        return check_images(torch.from_numpy(self._light(np.moveaxis(x, -1, 1) if last else x)), channels), last
+
+    def _light(self, x):
+        "Whole numbers as light, where the model knows how; else of 8 bits if they look so."
+        light, whole = self.model.intensity, x.dtype.kind in "iu"
+        if whole and not (light and x.dtype.name in light.ranges) and x.min() >= 0 and x.max() < 256: x = x.astype(np.uint8)
+        if not whole or light is None or x.ndim != 4: return x
+        pages = (Page(np.moveaxis(v, 0, -1), None, x.dtype.name) for v in x)
+        return light.even(torch.from_numpy(np.stack([np.moveaxis(light(p), -1, 0) for p in pages]))).numpy()
 
 # %% ../nbs/18_export.ipynb #5ee8a93f
 class FixedSearch(nn.Module):

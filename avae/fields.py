@@ -441,15 +441,16 @@ def read_objects(
         if all(k in table.column_names for k in names):
             where = {kind: torch.stack([_numbers(table, k, path) for k in names], 1)}
             more = dict(pages="page", ids="object")
-            return where | {k: _numbers(table, v, path).long() for k, v in more.items() if v in table.column_names}
+            return where | {k: _numbers(table, v, path, whole=True).long() for k, v in more.items() if v in table.column_names}
     got = ", ".join(table.column_names)
     raise ValueError(f"{path} must have the columns x, y, or left, top, right, bottom, got {got}")
 
-def _numbers(table, name, path):
+def _numbers(table, name, path, whole=False):
     "A column, if there is a number in each of its rows."
     try: v = np.array(table[name].to_pylist(), np.float64)  # an empty cell is NaN
     except (TypeError, ValueError): v = np.array([np.nan])
-    if not np.isfinite(v).all(): raise ValueError(f"{path} must have a number in each row of the column {name}")
+    if not np.isfinite(v).all() or whole and (v % 1).any():
+        raise ValueError(f"{path} must have a {'whole '*whole}number in each row of the column {name}")
     return torch.from_numpy(v)
 
 def _label_pages(path):
