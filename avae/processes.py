@@ -70,6 +70,8 @@ class Processes:
     def wrap(self, module: nn.Module) -> nn.Module:
         "The module, such that its gradients are the averages over all processes."
         if self.count == 1: return module
+        for p in module.parameters():  # kernels of one channel have strides that gradients do not have: DDP would warn
+            if p.is_contiguous(): p.data = p.data.flatten().view(p.shape)
         return DistributedDataParallel(module, [self.device] if self.device.type == "cuda" else None)
 
     def step(
