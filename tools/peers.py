@@ -5,7 +5,7 @@
 
 Makes an environment of its own for the others (`runs/beside_others/env`), runs each of `PLAN` in a process of its own,
 and gathers the numbers in `nbs/results/beside_others.json`, which `46_beside_others` shows. What the results
-file holds is not run again, unless `--fresh` says so: all of it takes some twenty hours of one core, goes on with the
+file holds is not run again, unless `--fresh` says so: all of it takes some 23 hours of one core, goes on with the
 same command, without `--fresh`, and `--cores` runs several at a time. DATA holds MNIST and Fashion-MNIST, as torchvision
 lays them out.
 """
@@ -25,8 +25,9 @@ EPOCHS = {("avae", SHORT): 11, ("augmented", SHORT): 50, ("upright", SHORT): 50,
 # epochs that fill this time: these plan their learning rate ahead
 N, OTHERS, SIZE = 10_000, 2_000, 40
 PLAN = [(m, d, latent, s, SHORT) for latent in (2, 8) for s in range(3) for d in SETS for m in MODELS]
-PLAN += [(m, d, 2, s, LONG) for d in SETS for s in range(3) for m in ("avae", "pyroved", "atomai", "equiadapt")]  # those that know of angles
-PLAN += [(m, "mnist", 2, 0, LONG) for m in ("augmented", "pythae")]
+ANGLES = ["avae", "pyroved", "atomai", "equiadapt"]  # those that know of them
+PLAN += [(m, d, 2, s, LONG) for d in SETS for s in range(3) for m in ANGLES] + [(m, d, 8, 0, LONG) for d in SETS for m in ANGLES]
+PLAN += [(m, d, 2, 0, LONG) for d in SETS for m in ("augmented", "pythae")]
 
 class Over(Exception):
     "The time is over."
