@@ -278,11 +278,16 @@ class AffineVAE(nn.Module, Pretrained):
         with autocast_off(x) as before, evaluating(self):
             return self._search(PoseEnergy(self, context or before, labels=labels), x, budget, candidates, log_q)
 
+    def _unlimited(self):
+        "Passes per image of a search that nobody has limited; a guess knows as much as a carried pose."
+        if self.guess is None: return default_budget(self.poses)
+        return self.guess.passes + default_budget(self.poses, carried=True)
+
     def _search(self, energy, x, budget, candidates=None, log_q=None):
         "Let the guess look at the images, if it is needed, and search with what is left of the budget."
         budget, cost, guess = _passes(self.budget if budget is None else budget), 0, self.guess
         if guess is not None and (candidates is None or self.trust):
-            most = budget or guess.passes + default_budget(self.poses, carried=True)  # it knows as much as a carried pose
+            most = budget or self._unlimited()
             if self.pose_search is multistart: budget = most
             looks = guess.looks_within(most) if self.trust else 1  # they make the guess surer, not the search
             cost = looks*guess.passes

@@ -174,7 +174,8 @@ const rowsOf = (name, per, cols, last) => Math.ceil(Math.min(per, last - name*pe
 # %% ../nbs/18_atlas_page.ipynb #f6de394a
 MAP = """const canvas = $("map"), ctx = canvas.getContext("2d")
 let least = 44                                                  // side of a picture on the screen, at least; 0: dots
-let w = 1, h = 1, s = 1, whole = 1, cx = D.wide/2, cy = 0.5                // size of the canvas, pixels for a unit of the map, and if all is seen, its middle
+let w = 1, h = 1, s = 1, cx = D.wide/2, cy = 0.5                // size of the canvas, pixels for a unit of the map, its middle
+let whole = 1                                                   // pixels for a unit if all of the map is seen
 let now = -1, chosen = new Uint8Array(N), many = 0, drawn = [], waiting = false, lit = null, image = null
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 const redraw = () => { if (!waiting) { waiting = true; requestAnimationFrame(draw) } }

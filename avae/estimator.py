@@ -222,7 +222,7 @@ def _plain(params):
     params = {k: _simple(v) for k, v in params.items()}
     more = {k: v for k, v in (params["train_params"] or {}).items() if _is_plain(v)}
     if lost := (params["train_params"] or {}).keys() - more: warnings.warn(f"not saved, as JSON cannot hold it: {', '.join(sorted(lost))} of train_params")
-    return params | dict(train_params=params["train_params"] and more, poses=poses.config() if isinstance(poses, PoseSpace) else _simple(poses), device=device and str(device),
+    return params | dict(train_params=params["train_params"] and more, poses=poses.config() if isinstance(poses, PoseSpace) else params["poses"], device=device and str(device),
                          likelihood=part_config(params["likelihood"]),
                          random_state=int(random) if isinstance(random, Integral) else None)
 

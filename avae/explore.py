@@ -213,10 +213,8 @@ class PosePage:
 
     def _own_budget(self):
         "The passes of a search that nobody has limited."
-        model, other = self.model, SPACES.get(self.space.value)
-        if not isinstance(model, AffineVAE) or other: return default_budget(other or SPACES["angle"])
-        if model.budget or model.guess is None: return model.budget or default_budget(model.poses)
-        return model.guess.passes + default_budget(model.poses, carried=True)
+        if self.space.value != OWN: return default_budget(SPACES[self.space.value])
+        return self.model.budget or self.model._unlimited()
 
     def _default_budget(self, _):
         if self.search.value in BUDGETS:

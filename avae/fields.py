@@ -256,12 +256,10 @@ def _objects(frames, pages, ids, **where):
     n = next((len(v) for k, v in where.items() if k != "labels"), 0)
     for k, v in number.items():
         if v.shape != (n,): raise ValueError(f"{k} must be one number for each of {n} centres or boxes, got {tuple(v.shape)}")
-    far = number.get("pages", torch.zeros(1))
-    if len(far) and (far.min() < 0 or far.max() >= frames.pages):
+    if len(far := number.get("pages", ())) and (far.min() < 0 or far.max() >= frames.pages):
         raise ValueError(f"pages must be from 0 to {frames.pages - 1}, got {far.min()} to {far.max()}")
-    labels = where.get("labels", torch.zeros(0, 0))
-    if labels.dim() == 3 and len(labels) != frames.pages:
-        raise ValueError(f"labels must have one page, or {frames.pages} like the picture, got {len(labels)}")
+    if (v := where.get("labels")) is not None and v.dim() == 3 and len(v) != frames.pages:
+        raise ValueError(f"labels must have one page, or {frames.pages} like the picture, got {len(v)}")
     return where, number
 
 def _largest(centres=None, boxes=None, labels=None):

@@ -249,9 +249,9 @@ def atlas(
     own = join_table(result.table, table) if table else {}
     columns = _columns(result, own)
     with_colour = lambda k: k == "excess" or column_of(k, columns[k])["kind"] != "text"
-    colour = colour or next(filter(with_colour, list(columns)[2:2 + len(own)]), "excess")
-    if colour not in columns: raise ValueError(f"colour must be one of {', '.join(columns)}, got {colour!r}")
-    if not with_colour(colour): raise ValueError(f"colour must be a column of numbers or of up to 50 words, {colour} has more")
+    if not colour: colour = next(filter(with_colour, list(columns)[2:2 + len(own)]), "excess")
+    elif colour not in columns: raise ValueError(f"colour must be one of {', '.join(columns)}, got {colour!r}")
+    elif not with_colour(colour): raise ValueError(f"colour must be a column of numbers or of up to 50 words, {colour} has more")
     rows = _chosen_rows(result.table, most)
     places, how = place_codes(_codes(result.table, rows), layout)
     xy = on_map(places)

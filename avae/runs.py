@@ -130,8 +130,8 @@ class Run:
         resume: bool = False,
         writes: bool = True,  # False: another process of this training does
     ):
-        """Start a run, or go on with one. `FileExistsError` if there is one already that has gone on for long enough to
-        have something to lose, or something else, `FileNotFoundError` if there is none to go on with, `OSError` if another process is at it."""
+        """Start a run, or go on with one. `FileExistsError` if there is something else, or one that has something to lose
+        already, `FileNotFoundError` if there is none to go on with, `OSError` if another process is at it."""
         self.folder, self.writes, self.board = Path(folder), writes, None
         files = [] if not self.folder.exists() else [None] if not self.folder.is_dir() else list(self.folder.iterdir())
         if not resume and not _unfinished(self.folder) and not all(f and f.name.startswith(".") for f in files):
@@ -189,7 +189,7 @@ class Run:
             if self.board and k != "epoch" and math.isfinite(v): self.board.add_scalar(k, v, history[-1].epoch)
 
 def _unfinished(folder):
-    "Is this a run without an epoch, or a checkpoint but that of the start? Then nothing is lost if it is started anew."
+    "Is this a run that has neither finished an epoch nor written a checkpoint since its start? Then nothing is lost."
     try: settings = json.loads((folder/"settings.json").read_text())
     except (OSError, ValueError): return False
     gone_on = any((folder/name).exists() for name in ("metrics.jsonl", PREVIOUS))
